@@ -1,0 +1,36 @@
+"""What is wrong with a catalog: a leak between its splits, or one image under several labels."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from melanoma import taxonomy
+
+
+@dataclass(frozen=True)
+class Finding:
+    kind: str  # "leak" or "contradiction"
+    by: str  # the column that joins the images
+    value: str
+    images: tuple[str, ...]  # URIs
+    among: tuple[str, ...]  # the splits, or the labels
+
+
+def audit(frame: pd.DataFrame) -> list[Finding]:
+    """Every group that lies in more than one split, and every id or content whose labels exclude one another.
+
+    "SK" and "BKL|SK" may both be said of one image.
+    """
+    findings = [
+        Finding("leak", "group_id", str(value), tuple(rows["uri"]), tuple(sorted(rows["split"].unique())))
+        for value, rows in frame[frame["split"].notna()].groupby("group_id", sort=True)
+        if rows["split"].nunique() > 1
+    ]
+    labelled = frame[frame["label"].notna()]
+    for column in ("image_id", "sha256"):
+        findings += [
+            Finding("contradiction", column, str(value), tuple(rows["uri"]), tuple(sorted(rows["label"].unique())))
+            for value, rows in labelled[labelled[column].notna()].groupby(column, sort=True)
+            if not set.intersection(*(set(taxonomy.codes_of(label)) for label in rows["label"].unique()))
+        ]
+    return findings

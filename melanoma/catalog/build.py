@@ -1,0 +1,220 @@
+"""Which images exist and what is known of them: from class folders, manifests and the metadata files of ISIC sets."""
+
+import hashlib
+import io
+import posixpath
+import re
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from melanoma import storage, taxonomy
+from melanoma.catalog import groups, schema
+from melanoma.errors import InputError
+from melanoma.imaging.decode import ImageError, Limits, decode
+from melanoma.imaging.hashing import perceptual_hash
+
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+# What the tables of the field call a column. HAM10000: image_id, dx. ISIC 2019: image and one column a class.
+# ISIC 2020: image_name, patient_id, diagnosis, target. ISIC archive: isic_id, diagnosis.
+_COLUMNS = {
+    "path": ("path", "uri", "file", "filename", "file_name"),
+    "image_id": ("image_id", "image", "image_name", "isic_id"),
+    "label": ("label", "dx", "isic2019_label", "diagnosis"),
+    "lesion_id": ("lesion_id",),
+    "patient_id": ("patient_id",),
+    "split": ("split",),
+}
+_ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC")
+_HASHED_SIZE = 128  # pixels a side of the squashed picture that the perceptual hash is taken from
+
+
+def build(sources: Iterable[str], on_image: Callable[[int, int], None] = lambda done, total: None) -> pd.DataFrame:
+    """The catalog of all `sources`, each a folder with one sub-folder a class, or a CSV or Parquet manifest.
+
+    Every image is read once. One that cannot be read stays in the catalog with its reason in `error`. `on_image` is
+    told how many images of how many are done. Raises InputError for a source that is not there or has no image.
+    """
+    rows = [row for source in sources for row in _rows_of(storage.normalize(source))]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for done, (row, facts) in enumerate(zip(rows, pool.map(_inspect, rows), strict=True), start=1):
+            row.update(facts)
+            on_image(done, len(rows))
+    frame = pd.DataFrame(rows, columns=schema.SCHEMA.names, dtype=object)
+    # One spelling of "not known" for all sources.
+    frame = frame.where(frame.notna(), None)
+    frame["group_id"] = groups.group_ids(frame)
+    return frame
+
+
+def image_id_of(uri: str) -> str:
+    """The file name without its ending; ISIC's ``_downsampled`` copies bear the id of their original."""
+    stem = storage.name(uri).rsplit(".", 1)[0]
+    return re.sub(r"^(ISIC_\d{7})_downsampled.*$", r"\1", stem)
+
+
+def _inspect(row: dict[str, Any]) -> dict[str, Any]:
+    if row.get("error"):
+        return {}
+    limits = Limits()
+    try:
+        data = storage.read_bytes(row["uri"], limits.max_bytes)
+    except OSError as error:
+        return {"error": str(error)}
+    facts: dict[str, Any] = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    try:
+        decoded = decode(data, _HASHED_SIZE, limits)
+    except ImageError as error:
+        return {**facts, "error": error.reason}
+    facts |= {"width": decoded.width, "height": decoded.height}
+    return {**facts, "perceptual_hash": perceptual_hash(Image.fromarray(decoded.pixels))}
+
+
+def _rows_of(source: str) -> list[dict[str, Any]]:
+    try:
+        if source.lower().endswith((".csv", ".parquet")):
+            rows = _rows_of_manifest(source)
+        else:
+            rows = _rows_of_class_folders(source)
+    except OSError as error:
+        raise InputError(f"The source {source} cannot be read: {error}") from None
+    if not rows:
+        raise InputError(f"The source {source} holds no images.")
+    return rows
+
+
+def _source_name(folder: str) -> str:
+    """The set that a folder belongs to: isic9 for ``isic9/Train``."""
+    names = [name for name in folder.removeprefix("s3://").split("/") if name]
+    while len(names) > 1 and names[-1].lower() in _SPLIT_WORDS:
+        names.pop()
+    return names[-1] if names else folder
+
+
+def _rows_of_class_folders(source: str) -> list[dict[str, Any]]:
+    rows = []
+    # isic9/Train may be a source of its own. No folder above it counts: it may be the home of a project "melanoma".
+    _, _, own_name = source.removeprefix("s3://").rpartition("/")
+    for info in storage.list_objects(source):
+        if info.uri.endswith("/"):  # S3's folder marker
+            continue
+        folders = info.uri.removeprefix(source).split("/")[:-1]
+        # The nearest folder decides: isic9/Train/nevus/x.jpg is a nevus of the training folder.
+        label = next((found for word in reversed(folders) if (found := taxonomy.label_of(word))), None)
+        words = [word.lower() for word in (own_name, *folders)]
+        split = next((_SPLIT_WORDS[word] for word in reversed(words) if word in _SPLIT_WORDS), None)
+        rows.append(
+            {
+                "uri": info.uri,
+                "image_id": image_id_of(info.uri),
+                "source": _source_name(source),
+                "label": label,
+                "split": split,
+            }
+        )
+    if rows and all(row["label"] is None for row in rows):
+        raise InputError(
+            f"No folder in {source} is named after a diagnosis: expected sub-folders such as 'melanoma' or 'nevus', "
+            "or give a manifest with the columns path and label."
+        )
+    return rows
+
+
+def _read_manifest(source: str) -> pd.DataFrame:
+    if source.lower().endswith(".parquet"):
+        return schema.to_frame(storage.read_table(source))
+    data = storage.read_bytes(source)
+    try:
+        # index_col: a comma at the end of every line must not shift the columns.
+        return pd.read_csv(io.BytesIO(data), dtype=str, index_col=False).astype(object)
+    except (ValueError, OSError):
+        raise InputError(f"The manifest {source} is not a readable CSV table.") from None
+
+
+def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
+    table = _read_manifest(source)
+    folder = storage.parent(source)
+    columns = {ours: next((name for name in names if name in table.columns), None) for ours, names in _COLUMNS.items()}
+    one_hot = [name for name in _ONE_HOT if name in table.columns]
+    if columns["path"] is None and columns["image_id"] is None:
+        raise InputError(
+            f"The manifest {source} has neither a column 'path' nor 'image_id': its columns are "
+            f"{', '.join(map(str, table.columns))}."
+        )
+    if columns["label"] is None and not one_hot:
+        raise InputError(f"The manifest {source} has no column 'label' (nor dx, diagnosis, or one column a class).")
+    by_id: dict[str, str] = {}
+    if columns["path"] is None:
+        by_id = {
+            image_id_of(info.uri): info.uri
+            for info in storage.list_objects(folder)
+            if not info.uri.endswith(("/", ".csv", ".parquet", ".txt", ".md", ".json"))
+        }
+
+    def text(row: dict[Hashable, Any], ours: str) -> str | None:
+        value = row.get(columns[ours] or "")
+        return None if value is None or value != value or str(value).strip() == "" else str(value).strip()
+
+    rows = []
+    for record in table.to_dict("records"):
+        row: dict[str, Any] = {"source": _source_name(folder), "error": None}
+        path = text(record, "path")
+        image_id = text(record, "image_id")
+        if columns["path"] is not None:
+            row["uri"] = _resolve(folder, path) if path else None
+            row["error"] = None if path else f"A row of {source} has no path."
+        else:
+            row["uri"] = by_id.get(image_id or "") or by_id.get(image_id_of(image_id or ""))
+            row["error"] = None if row["uri"] else f"No image of this id lies below {folder}."
+        row["image_id"] = image_id_of(image_id or path or "")
+        row["label"] = _label(record, columns["label"], one_hot, source)
+        row["lesion_id"], row["patient_id"] = text(record, "lesion_id"), text(record, "patient_id")
+        split = text(record, "split")
+        if split is not None and split.lower() not in _SPLIT_WORDS:
+            raise InputError(f"The manifest {source} has the split {split!r}: use train, validation or test.")
+        row["split"] = _SPLIT_WORDS[split.lower()] if split else None
+        rows.append(row)
+    return rows
+
+
+def _label(record: dict[Hashable, Any], column: str | None, one_hot: list[str], source: str) -> str | None:
+    if column is None:
+        hot = [name for name in one_hot if _is_one(record[name], name, source)]
+        return taxonomy.challenge_label_of(hot[0]) if len(hot) == 1 else None
+    word = record[column]
+    if word is None or word != word or not str(word).strip() or str(word).strip().lower() in {"unknown", "unk"}:
+        return None
+    label = (taxonomy.challenge_label_of if column == "isic2019_label" else taxonomy.label_of)(str(word))
+    if label is None:
+        raise InputError(
+            f"The manifest {source} has the label {str(word)!r}, which is no diagnosis known here "
+            f"({', '.join(taxonomy.CODES)}): correct it, or leave it empty."
+        )
+    return label
+
+
+def _is_one(value: Any, column: str, source: str) -> bool:
+    try:
+        return value is not None and float(value) == 1.0
+    except (ValueError, TypeError):
+        raise InputError(f"The manifest {source} has {value!r} in the column {column}: use 1 or 0.") from None
+
+
+def _resolve(folder: str, path: str) -> str:
+    if "://" in path or path.startswith("/"):
+        return storage.normalize(path)
+    if storage.is_s3(folder):
+        bucket, _, prefix = folder.removeprefix("s3://").partition("/")
+        return f"s3://{bucket}/{posixpath.normpath(storage.join(prefix, path))}"
+    return storage.normalize(storage.join(folder, path))

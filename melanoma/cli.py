@@ -1,0 +1,515 @@
+"""The command `melanoma`. Each command is one call of the library; what is here is words in and words out.
+
+Exit codes: 0 done, 1 the thing asked about is not so (a leak), 2 wrong use or bad input, 3 failed while running.
+Answers go to standard output, progress to standard error.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from melanoma import __version__, config, storage, taxonomy
+from melanoma.errors import InputError, MelanomaError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    help="Train a CNN on skin images and score image archives for melanoma. Not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+# Text is never wrapped in the middle of a path, and a table that goes to a file is not squeezed into 80 columns.
+_WIDTH = None if sys.stdout.isatty() else 160
+answer = Console(highlight=False, soft_wrap=True, width=_WIDTH)
+progress_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+BundleOption = Annotated[str | None, typer.Option("--bundle", help="The model: a folder or an s3:// URI.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of the command and of the jobs: runs, and exits with the code of the outcome."""
+    sys.exit(run(lambda: app(args=list(arguments) if arguments is not None else None, standalone_mode=False)))
+
+
+def run(call: Callable[[], Any]) -> int:
+    """Call, and turn what happens into an exit code, and an error into one sentence."""
+    try:
+        result = call()
+    except MelanomaError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:  # wrong use; without a message, the help was printed
+        message = error.format_message()
+        return _fail(f"{message} See `melanoma --help`.", 2) if message else 2
+    except typer.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("Interrupted.", 3)
+    except Exception as error:
+        if os.environ.get("MELANOMA_DEBUG"):
+            raise
+        message = str(error).splitlines()[0] if str(error) else ""
+        return _fail(f"Unexpected {type(error).__name__}: {message} (set MELANOMA_DEBUG=1 to see where)", 3)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"melanoma: {message}", file=sys.stderr)
+    return code
+
+
+def say(message: str) -> None:
+    """One line of progress."""
+    progress_console.print(escape(message))
+
+
+def _import_tensorflow() -> None:
+    """Import TensorFlow without what its C++ prints to standard error before any logging can be set."""
+    with contextlib.ExitStack() as stack:
+        stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, stderr)
+        stack.callback(os.dup2, stderr, 2)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; elsewhere a line for each tenth."""
+    if not progress_console.is_terminal:
+        tenths = Counter[int]()
+
+        def line(done: int, total: int) -> None:
+            tenth = 10 * done // max(1, total)
+            tenths[tenth] += 1
+            if tenths[tenth] == 1 and tenth:
+                say(f"{title}: {done} of {total}")
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=progress_console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        answer.print(__version__)
+        raise typer.Exit
+
+
+# --- Data ------------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: melanoma catalog data/isic9 s3://images/ham10000/metadata.csv -o catalog.parquet")
+def catalog(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SRC...", help="Folders with a sub-folder a class, or CSV/Parquet manifests.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="The catalog to write (Parquet).")],
+    as_json: Json = False,
+) -> None:
+    """List images with their labels, digests and groups, as one Parquet table."""
+    from melanoma.catalog import build, schema
+
+    with _bar("Reading images") as bar:
+        frame = build.build(sources, bar)
+    _write_catalog(output, frame, schema.write)
+    summary = _summary(frame)
+    if as_json:
+        _print_json(summary)
+        return
+    _print_distribution(frame)
+    answer.print(
+        f"{summary['images']} images in {summary['groups']} groups, {summary['unusable']} unusable, "
+        f"{summary['unlabelled']} without a label: {output}"
+    )
+
+
+def _write_catalog(output: str, frame: "pd.DataFrame", write: Callable[[str, "pd.DataFrame"], str]) -> None:
+    try:
+        write(output, frame)
+    except OSError as error:
+        raise InputError(f"The catalog cannot be written to {output}: {error}") from None
+
+
+def _summary(frame: "pd.DataFrame") -> dict[str, Any]:
+    from melanoma.catalog import schema
+
+    return {
+        "images": len(frame),
+        "groups": int(frame["group_id"].nunique()),
+        "unusable": int(frame["error"].notna().sum()),
+        "unlabelled": int(frame["label"].isna().sum()),
+        "labels": {str(k): int(v) for k, v in frame["label"].value_counts().sort_index().items()},
+        "splits": {str(k): int(v) for k, v in frame["split"].value_counts().sort_index().items()},
+        "fingerprint": schema.fingerprint(frame),
+    }
+
+
+def _print_distribution(frame: "pd.DataFrame") -> None:
+    splits = [*[s for s in ("train", "validation", "test") if (frame["split"] == s).any()], "none"]
+    table = Table("label", *splits, "all")
+    for label in sorted(frame["label"].dropna().unique()):
+        rows = frame[frame["label"] == label]
+        counts = [int((rows["split"] == s).sum()) for s in splits[:-1]] + [int(rows["split"].isna().sum())]
+        name = " or ".join(taxonomy.NAMES[code] for code in taxonomy.codes_of(label))
+        table.add_row(f"{label} ({name})", *map(str, counts), str(len(rows)))
+    answer.print(table)
+
+
+@app.command(epilog="Example: melanoma split catalog.parquet -o catalog.parquet --validation 0.2 --test 0")
+def split(
+    source: Annotated[str, typer.Argument(metavar="CATALOG")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The catalog to write (Parquet).")],
+    validation: Annotated[float, typer.Option(help="Share of the images for validation.")] = 0.15,
+    test: Annotated[
+        float | None, typer.Option(help="Share for test; default 0.15, or 0 where the catalog brings a test split.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides which group goes where.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Deal the groups of a catalog to train, validation and test, stratified by label, and freeze it."""
+    from melanoma.catalog import schema
+    from melanoma.catalog import split as splitting
+
+    frame = schema.read(source)
+    if test is None:
+        test = 0.0 if (schema.usable(frame, "all")["split"] == "test").any() else 0.15
+    result = splitting.split(frame, validation, test, seed)
+    _write_catalog(output, result, schema.write)
+    summary = _summary(result)
+    if as_json:
+        _print_json(summary)
+        return
+    _print_distribution(result)
+    aside = int((result["split"].isna() & result["error"].isna() & result["label"].notna()).sum())
+    if aside:
+        answer.print(f"{aside} images are set aside: they belong to groups of the test split that the catalog brings.")
+    answer.print(f"Frozen with fingerprint {summary['fingerprint'][:16]}: {output}")
+
+
+@app.command(epilog="Example: melanoma audit catalog.parquet --json")
+def audit(
+    catalogs: Annotated[list[str], typer.Argument(metavar="CATALOG...")],
+    as_json: Json = False,
+) -> int:
+    """Look for leaks between splits and for images under several labels; exit 1 where there are any."""
+    import pandas as pd
+
+    from melanoma.catalog import audit as auditing
+    from melanoma.catalog import groups, schema
+
+    frame = pd.concat([schema.read(name) for name in catalogs], ignore_index=True)
+    if len(catalogs) > 1:
+        frame["group_id"] = groups.group_ids(frame)
+    findings = auditing.audit(frame)
+    if as_json:
+        _print_json([vars(finding) for finding in findings])
+    else:
+        table = Table("finding", "by", "value", "between", "images")
+        for finding in findings:
+            names = ", ".join(storage.name(uri) for uri in finding.images[:3])
+            more = f" and {len(finding.images) - 3} more" if len(finding.images) > 3 else ""
+            between = " / ".join(finding.among)
+            table.add_row(finding.kind, finding.by, escape(finding.value), between, escape(names + more))
+        if findings:
+            answer.print(table)
+        kinds = Counter(finding.kind for finding in findings)
+        answer.print(f"{len(frame)} images: {kinds['leak']} leaks, {kinds['contradiction']} contradictory labels.")
+    return 1 if findings else 0
+
+
+# --- Models ----------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: melanoma train --config configs/train.yaml --out out/bundle epochs=10 workers=2")
+def train(
+    config_file: Annotated[str, typer.Option("--config", help="YAML of the training, such as configs/train.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    out: Annotated[str | None, typer.Option(help="Where the bundle is written: a folder or an s3:// URI.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train as configured, choose the best epoch on validation, calibrate, measure, write a bundle."""
+    settings = config.load(config.TrainConfig, config_file, overrides, out=out)
+    run_train(settings, as_json)
+
+
+def run_train(settings: config.TrainConfig, as_json: bool = False) -> None:
+    _import_tensorflow()
+    from melanoma.training import trainer
+
+    bundle = trainer.train(settings, on_epoch=say_epoch(settings), say=say)
+    if as_json:
+        _print_json({"bundle": settings.out, **bundle.manifest})
+        return
+    _print_metrics(bundle.manifest["metrics"], bundle.manifest["metrics"]["split"])
+    answer.print(f"Bundle of model {bundle.version}: {settings.out} (report: {settings.out}/evaluation/report.html)")
+
+
+def say_epoch(settings: config.TrainConfig) -> Callable[[dict[str, float]], None]:
+    def line(metrics: dict[str, float]) -> None:
+        say(
+            f"epoch {metrics['epoch']:.0f}/{settings.epochs}  loss {metrics['loss']:.3f}  validation: "
+            f"loss {metrics['validation_loss']:.3f}, accuracy {metrics['accuracy']:.3f}, balanced "
+            f"{metrics['balanced_accuracy']:.3f}, melanoma AUC {metrics['melanoma_auc']:.3f}  "
+            f"({metrics['images_per_second']:.0f} images/s, {metrics['input_wait_share']:.0%} of it waiting for input)"
+        )
+
+    return line
+
+
+@app.command(epilog="Example: melanoma evaluate out/bundle catalog.parquet --out out/evaluation --split test")
+def evaluate(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE")],
+    catalog: Annotated[str, typer.Argument(metavar="CATALOG")],
+    out: Annotated[str, typer.Option(help="Folder or s3:// URI of the report.")],
+    split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle on a split of a catalog: metrics.json, predictions.parquet and report.html."""
+    run_evaluate(
+        config.load(config.EvaluateConfig, None, None, bundle=bundle, catalog=catalog, out=out, split=split, seed=seed),
+        as_json,
+    )
+
+
+def run_evaluate(settings: config.EvaluateConfig, as_json: bool = False) -> None:
+    _import_tensorflow()
+    from melanoma.evaluation.run import evaluate
+
+    metrics = evaluate(settings).metrics
+    if as_json:
+        _print_json(metrics)
+        return
+    _print_metrics(metrics, settings.split)
+    answer.print(f"Report: {settings.out}/report.html")
+
+
+def _print_metrics(metrics: dict[str, Any], split: str) -> None:
+    table = Table(
+        "figure", "value", "95% interval", title=f"{split}: {metrics['n']} images, {metrics['n_melanoma']} melanomas"
+    )
+    figures = {
+        **{name: value for name, value in metrics.items() if isinstance(value, dict) and "low" in value},
+        **{f"recall of {name}": value for name, value in metrics["recall"].items()},
+    }
+    for name, figure in figures.items():
+        if figure["value"] is None:
+            table.add_row(name.replace("_", " "), "not defined", "")
+        else:
+            interval = f"{figure['low']:.3f} to {figure['high']:.3f}" if figure["low"] is not None else ""
+            table.add_row(name.replace("_", " "), f"{figure['value']:.3f}", interval)
+    answer.print(table)
+    if metrics.get("leak_warning"):
+        answer.print(f"[bold red]{escape(metrics['leak_warning'])}[/]")
+
+
+@app.command(epilog="Example: melanoma predict lesion.jpg --bundle out/bundle --explain out/explained")
+def predict(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files or s3:// URIs.")],
+    bundle: BundleOption = None,
+    explain: Annotated[str | None, typer.Option(help="Folder for an overlay PNG an image.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Score single images and print the probabilities, the alert level and what it means."""
+    from melanoma.bundle import load
+    from melanoma.predictor import Predictor, predict_bytes
+
+    loaded = load(_bundle(bundle))
+    _import_tensorflow()
+    predictor = Predictor(loaded)
+    answers = []
+    for image in images:
+        uri = storage.normalize(image)
+        try:
+            data: bytes | OSError = storage.read_bytes(uri, config.ScoreConfig.model_fields["max_bytes"].default)
+        except OSError as error:
+            data = error
+        answers.append({"image_uri": uri, **predict_bytes(predictor, data)})
+        if explain and isinstance(data, bytes) and "error_kind" not in answers[-1]:
+            answers[-1]["explanation_uri"] = _explain(predictor, data, uri, explain)
+    if as_json:
+        _print_json(answers)
+    else:
+        for row in answers:
+            _print_prediction(row)
+    return 2 if any("error_kind" in row for row in answers) else 0
+
+
+def _explain(predictor: Any, data: bytes, uri: str, folder: str) -> str:
+    from melanoma import explain
+    from melanoma.imaging.decode import decode, decode_image
+
+    heat = explain.occlusion_map(predictor, decode(data, predictor.bundle.input_size).pixels)
+    target = storage.join(storage.normalize(folder), f"{storage.name(uri)}.explanation.png")
+    try:
+        storage.write_bytes(target, explain.overlay(decode_image(data, longest=800), heat))
+    except OSError as error:
+        raise InputError(f"The explanation cannot be written to {folder}: {error}") from None
+    return target
+
+
+_MEANING = {
+    "none": "No alert: the melanoma probability is below the threshold that this model's alerts begin at.",
+    "review": "Review: a dermatologist should look at this image; most images raised at this level are no melanomas.",
+    "urgent": "Urgent: among the images that look most like a melanoma to this model; look at it first.",
+}
+
+
+def _print_prediction(row: dict[str, Any]) -> None:
+    if "error_kind" in row:
+        answer.print(f"[bold]{escape(row['image_uri'])}[/]: rejected ({row['error_kind']}). {escape(row['error'])}\n")
+        return
+    table = Table("diagnosis", "probability", title=escape(row["image_uri"]), title_justify="left")
+    for code in sorted(taxonomy.CODES, key=lambda code: -row[f"p_{code}"]):
+        table.add_row(f"{taxonomy.NAMES[code]} ({code})", f"{row[f'p_{code}']:.1%}")
+    answer.print(table)
+    answer.print(
+        f"Melanoma {row['p_melanoma']:.1%}, alerts begin at {row['threshold']:.1%}. {_MEANING[row['alert_level']]}"
+    )
+    if row["outlier_score"] > 1:
+        answer.print("This picture is unlike the images that the model was trained on: do not rely on its answer.")
+    if "explanation_uri" in row:
+        answer.print(f"What raised the probability: {escape(row['explanation_uri'])}")
+    answer.print(f"Model {row['model_version']}. Not a medical device.\n")
+
+
+def _bundle(bundle: str | None) -> str:
+    if bundle is None:
+        raise InputError("No bundle was named: give one with --bundle, or train one with `melanoma train`.")
+    return bundle
+
+
+# --- The nightly job and its alerts ----------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: melanoma score s3://archive/2026 --out s3://results --bundle s3://models/current")
+def score(
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="A folder or an s3:// prefix.")],
+    out: Annotated[str, typer.Option(help="Folder or s3:// URI of the results.")],
+    bundle: BundleOption = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run; default: the date and a digest.")] = None,
+    run_date: Annotated[str | None, typer.Option(help="ISO date of the run; default: today, UTC.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Score again what this model has scored.")] = False,
+    config_file: Annotated[str | None, typer.Option("--config", help="YAML such as configs/score.yaml.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score an archive: every image ends in scores or in rejects, melanoma alerts in one ranked Parquet file."""
+    settings = config.load(
+        config.ScoreConfig,
+        config_file,
+        archive=archive,
+        out=out,
+        bundle=bundle if config_file else _bundle(bundle),
+        run_id=run_id,
+        run_date=run_date,
+        all=everything or None,
+    )
+    run_score(settings, as_json)
+
+
+def run_score(settings: config.ScoreConfig, as_json: bool = False) -> None:
+    from melanoma.scoring.run import score
+
+    with _bar("Scoring") as bar:
+        outcome = score(settings, lambda progress: bar(progress.done, progress.total), say)
+    record = outcome.record
+    if as_json:
+        _print_json({**record, "changed": outcome.changed})
+        return
+    if not outcome.changed:
+        answer.print(f"The run {record['run_id']} was finished at {record['finished_at']}: nothing was changed.")
+    print_run(record, settings.out)
+
+
+def print_run(record: dict[str, Any], out: str) -> None:
+    counts = record["counts"]
+    kinds = ", ".join(f"{number} {kind}" for kind, number in counts["rejects_by_kind"].items())
+    answer.print(
+        f"Run {record['run_id']}: {counts['listed']} objects listed, {counts['already_scored']} scored before, "
+        f"{counts['scored']} scored, {counts['rejected']} rejected{f' ({kinds})' if kinds else ''}, "
+        f"{counts['alerts']} alerts ({counts['urgent']} urgent, {counts['review']} review).",
+    )
+    answer.print(f"Results in {out}: scores/, rejects/, alerts/ and runs/run_id={record['run_id']}.json")
+
+
+@app.command(epilog="Example: melanoma alerts s3://results --date 2026-11-20")
+def alerts(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3:// URI of the results.")],
+    date: Annotated[str | None, typer.Option(help="ISO date; default: the newest.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the alerts of a night, the most probable melanoma first."""
+    from melanoma.scoring.run import read_alerts
+
+    rows = read_alerts(out, date).to_pylist()
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("rank", "level", "melanoma", "diagnosis", "outlier", "image", "model")
+    for row in rows:
+        table.add_row(
+            str(row["rank"]),
+            row["alert_level"],
+            f"{row['p_melanoma']:.1%}",
+            row["diagnosis"],
+            f"{row['outlier_score']:.1f}",
+            escape(row["image_uri"]),
+            row["model_version"],
+        )
+    answer.print(table)
+    answer.print(f"{len(rows)} alerts.")
+
+
+@app.command(epilog="Example: MELANOMA_API_KEY=... melanoma serve --bundle out/bundle --port 8000")
+def serve(
+    bundle: BundleOption = None,
+    port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Answer single images over HTTP; the key that clients must send is in MELANOMA_API_KEY."""
+    from melanoma.serving.app import serve_forever
+
+    serve_forever(_bundle(bundle), host, port, say)
+
+
+@app.command(epilog="Example: melanoma demo --out demo")
+def demo(
+    out: Annotated[
+        str, typer.Option(help="Folder for everything that the demo makes; its results stay there.")
+    ] = "demo",
+) -> None:
+    """One night, end to end, on this machine: object storage, training, scoring an archive, alerts in Parquet."""
+    _import_tensorflow()
+    from melanoma.demo import demo
+
+    demo(Path(out), say)
+
+
+if __name__ == "__main__":
+    main()

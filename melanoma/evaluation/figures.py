@@ -1,0 +1,149 @@
+"""Figures of the evaluation report, made without pyplot so that they keep no global state.
+
+Colours are of Okabe and Ito's palette, which the colour-blind can tell apart; marks differ in shape as well, for print.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from melanoma.evaluation.metrics import CALIBRATION_BINS, Bools, Floats, Ints, bin_of, is_melanoma, proportion, roc
+from melanoma.taxonomy import NAMES, codes_of
+
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6b76"
+_STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+
+
+def class_name(label: str) -> str:
+    """``"AK|SCC"`` gives "actinic keratosis or squamous cell carcinoma"."""
+    return " or ".join(NAMES[code] for code in codes_of(label))
+
+
+def figure_png(figure: Figure) -> bytes:
+    """The figure as PNG at 150 dots an inch."""
+    out = io.BytesIO()
+    FigureCanvasAgg(figure)
+    with mpl.rc_context(_STYLE):
+        figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
+def confusion_figure(metrics: Mapping[str, Any]) -> Figure:
+    """Counts and row shares by true class (rows) and answer (columns), from the metrics' `confusion`."""
+    classes = metrics["classes"]
+    counts = np.array(metrics["confusion"])
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.4 + 0.72 * len(classes), 1.3 + 0.66 * len(classes)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[:].set_visible(False)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for row, column in np.ndindex(*counts.shape):
+            if totals[row, 0] == 0:
+                continue
+            share = shares[row, column]
+            axes.text(
+                column,
+                row,
+                f"{counts[row, column]}\n{share:.0%}" if counts[row, column] else "0",
+                ha="center",
+                va="center",
+                fontsize=10.5,
+                fontweight="bold" if row == column else "normal",
+                color="white" if share > 0.65 else "black",
+            )
+        names = [textwrap.fill(f"{class_name(c)} ({c})", 30) for c in classes]
+        names = [f"{name}\nno images" if total == 0 else name for name, total in zip(names, totals[:, 0], strict=True)]
+        axes.set_yticks(range(len(classes)), names, fontsize=10.5)
+        axes.set_xticks(range(len(classes)), [c.replace("|", "|\n") for c in classes])
+        axes.set_xticks(np.arange(len(classes) - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(len(classes) - 1) + 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=2)
+        axes.tick_params(which="both", length=0)
+        axes.set_xlabel("answer of the model")
+        axes.set_ylabel("true class")
+    return figure
+
+
+def roc_figure(predictions: pd.DataFrame, metrics: Mapping[str, Any]) -> Figure:
+    """ROC curve of melanoma against the rest, with the frozen threshold and its intervals as a cross."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.8, 5.8), layout="constrained")
+        axes = figure.add_subplot()
+        _unit_square(axes, "1 - specificity (others raised)", "sensitivity (melanomas raised)")
+        auc, sensitivity, specificity = (metrics[name] for name in ("melanoma_auc", "sensitivity", "specificity"))
+        if auc["value"] is None:
+            missing = "no melanoma" if metrics["n_melanoma"] == 0 else "nothing but melanoma"
+            axes.text(0.5, 0.5, f"There is {missing} in this set:\nno ROC curve.", ha="center", va="center")
+            return figure
+        score = predictions["p_melanoma"].to_numpy(dtype=np.float64)
+        fpr, tpr = roc(is_melanoma(predictions), score)
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance")
+        interval = f"\n(95% interval {auc['low']:.3f} to {auc['high']:.3f})" if auc["low"] is not None else ""
+        axes.plot(fpr, tpr, color=BLUE, linewidth=2.2, label=f"model, AUC {auc['value']:.3f}{interval}")
+        x, y = 1 - specificity["value"], sensitivity["value"]
+        axes.errorbar(
+            x,
+            y,
+            xerr=[[x - (1 - specificity["high"])], [1 - specificity["low"] - x]],
+            yerr=[[y - sensitivity["low"]], [sensitivity["high"] - y]],
+            color=ORANGE,
+            marker="D",
+            markersize=8,
+            capsize=4,
+            linestyle="none",
+            label=f"frozen threshold {metrics['threshold']:.3g}:\nsensitivity {y:.1%}, specificity {1 - x:.1%}",
+        )
+        axes.legend(loc="lower right", fontsize=10.5, framealpha=0.9)
+    return figure
+
+
+def reliability_figure(probability: Floats, outcome: Bools, group: Ints, x_label: str, y_label: str) -> Figure:
+    """Observed share of `outcome` [n] against the mean of `probability` [n] in 15 equal bins, over a histogram.
+
+    The bars are exact 95% intervals, as of `melanoma.evaluation.metrics.proportion`.
+    """
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    bins = bin_of(probability)
+    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+    used = np.flatnonzero(counts)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.8, 7.0), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
+        _unit_square(top, "", y_label)
+        top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+        shares = [proportion(outcome[bins == b], group[bins == b]) for b in used]
+        value, low, high = (np.array([s[key] for s in shares]) for key in ("value", "low", "high"))
+        top.errorbar(
+            [probability[bins == b].mean() for b in used],
+            value,
+            yerr=[value - low, high - value],
+            color=BLUE,
+            marker="o",
+            capsize=3,
+            linestyle="none",
+            label="model, with 95% interval",
+        )
+        top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10.5, frameon=False)
+        bottom.bar(edges[:-1], counts, width=1 / CALIBRATION_BINS, align="edge", color=BLUE, edgecolor="white")
+        bottom.set_xlabel(x_label)
+        bottom.set_ylabel("images")
+        bottom.grid(color="#e3e7ea", axis="y")
+        figure.align_ylabels()
+    return figure
+
+
+def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.grid(color="#e3e7ea")

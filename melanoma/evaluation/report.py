@@ -1,0 +1,345 @@
+"""The files of an evaluation: metrics.json, predictions.parquet, figures and a report.html that needs nothing else."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from melanoma.evaluation.figures import class_name, confusion_figure, figure_png, reliability_figure, roc_figure
+from melanoma.evaluation.metrics import (
+    BOOTSTRAP,
+    EXACT,
+    EXACT_CLUSTERED,
+    Estimate,
+    class_probabilities,
+    group_codes,
+    is_melanoma,
+    true_class,
+)
+from melanoma.taxonomy import MELANOMA
+
+PICTURES_A_SECTION = 12
+FEW_GROUPS = 30
+
+_EXPLANATIONS: dict[str, tuple[str, str]] = {
+    "sensitivity": ("Sensitivity", "melanomas with a melanoma probability at or above the frozen threshold"),
+    "specificity": ("Specificity", "other images below the frozen threshold"),
+    "melanoma_auc": (
+        "Area under the ROC curve",
+        "melanoma against the rest: the chance that a melanoma ranks above another image; 0.5 is a random order",
+    ),
+    "melanoma_pauc": (
+        "Partial area above 80% sensitivity",
+        "as in the ISIC 2024 challenge: at most 0.2; 0.02 is a random order",
+    ),
+    "specificity_at_95_sensitivity": (
+        "Specificity at 95% sensitivity",
+        "read off this set's own ROC curve: optimistic, and not the frozen operating point",
+    ),
+    "accuracy": ("Accuracy", "images whose most probable class is the true one"),
+    "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes that have images in this set"),
+    "ece": (
+        "Calibration error (ECE)",
+        "gap between the probability of the most probable class and how often it is right, 15 equal bins; 0 is best",
+    ),
+    "brier": ("Brier score of melanoma", "mean squared error of the melanoma probability; 0 is best"),
+}
+_PERCENTAGES = ("sensitivity", "specificity", "specificity_at_95_sensitivity", "accuracy", "balanced_accuracy")
+_METHODS = {
+    EXACT: "exact binomial interval of Clopper and Pearson: every image is a group of its own",
+    EXACT_CLUSTERED: "the exact binomial interval at the effective number of independent images, because images of one "
+    "group resemble each other (Korn and Graubard 1998)",
+    BOOTSTRAP: "percentile bootstrap that draws whole groups with replacement, {resamples:,} times",
+}
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Row positions of the images that the report shows, and how many there were to choose from."""
+
+    missed: np.ndarray
+    n_missed: int
+    false_alarms: np.ndarray
+    n_false_alarms: int
+    sample: np.ndarray
+
+
+def select_pictures(predictions: pd.DataFrame, seed: int = 0) -> list[str]:
+    """The uris of the images that the report shows, each once.
+
+    They are the missed melanomas with the lowest `p_melanoma`, the false alarms with the highest and a random sample,
+    at most 12 of each. The order of the rows does not matter.
+    """
+    chosen = _select(predictions, seed)
+    rows = np.concatenate([chosen.missed, chosen.false_alarms, chosen.sample])
+    return list(dict.fromkeys(predictions["uri"].iloc[rows]))
+
+
+def write_report(
+    out: Path,
+    predictions: pd.DataFrame,
+    metrics: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
+    about: Mapping[str, Any],
+) -> None:
+    """Writes metrics.json, predictions.parquet, report.html and figures/*.png under `out`, over what is there.
+
+    `predictions` and `metrics` are those of `melanoma.evaluation.metrics.compute_metrics`. `pictures` maps the uris of
+    `select_pictures`, with the seed that the metrics were computed with, to small JPEG or PNG pictures; an image
+    may lack one.
+
+    `about` has the strings `title`, `model_version`, `bundle_created`, `catalog`, `sources`, `split`,
+    `split_fingerprint`, `code_version` and `date`; `classes`, those that the model was trained on; `leak_warning`, a
+    string or None; and `training` and `thresholds`, mappings of a name to a value. Raises jinja2.UndefinedError when
+    one is missing, before anything is written.
+    """
+    figures = _figures(predictions, metrics)
+    html = _html(predictions, metrics, pictures, about, figures)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for name, png in figures.items():
+        (out / "figures" / f"{name}.png").write_bytes(png)
+    predictions.to_parquet(out / "predictions.parquet", engine="pyarrow", index=False)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(html, encoding="utf-8")
+
+
+def _select(predictions: pd.DataFrame, seed: int) -> _Selection:
+    score = predictions["p_melanoma"].to_numpy(dtype=np.float64)
+    raised = score >= predictions["threshold"].to_numpy(dtype=np.float64)
+    melanoma = is_melanoma(predictions)
+    by_uri = np.argsort(predictions["uri"].to_numpy(dtype=object), kind="stable")
+    rising = by_uri[np.argsort(score[by_uri], kind="stable")]
+    missed = rising[(melanoma & ~raised)[rising]]
+    false_alarms = rising[::-1][(~melanoma & raised)[rising[::-1]]]
+    sample = np.random.default_rng(seed).permutation(by_uri)
+    return _Selection(
+        missed=missed[:PICTURES_A_SECTION],
+        n_missed=len(missed),
+        false_alarms=false_alarms[:PICTURES_A_SECTION],
+        n_false_alarms=len(false_alarms),
+        sample=sample[:PICTURES_A_SECTION],
+    )
+
+
+def _figures(predictions: pd.DataFrame, metrics: Mapping[str, Any]) -> dict[str, bytes]:
+    """The PNG of each figure by its name."""
+    classes = tuple(metrics["classes"])
+    probability = class_probabilities(predictions, classes)
+    right = probability.argmax(axis=1) == true_class(predictions, classes)
+    melanoma = is_melanoma(predictions)
+    p_melanoma = predictions["p_melanoma"].to_numpy(dtype=np.float64)
+    group, _ = group_codes(predictions)
+    figures = {
+        "confusion": confusion_figure(metrics),
+        "roc": roc_figure(predictions, metrics),
+        "reliability_melanoma": reliability_figure(
+            p_melanoma, melanoma, group, "probability of melanoma", "share that is melanoma"
+        ),
+        "reliability": reliability_figure(
+            probability.max(axis=1), right, group, "probability of the answer", "share of right answers"
+        ),
+    }
+    return {name: figure_png(figure) for name, figure in figures.items()}
+
+
+def _html(
+    predictions: pd.DataFrame,
+    metrics: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
+    about: Mapping[str, Any],
+    figures: Mapping[str, bytes],
+) -> str:
+    # autoescape must be on by hand: Jinja's own choice goes by the file name, and .j2 is not on its list.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "count": "{:,}".format, "value": _value, "class_name": class_name}
+    chosen = _select(predictions, metrics["bootstrap"]["seed"])
+    classes = tuple(metrics["classes"])
+    probability = class_probabilities(predictions, classes)
+    sections = [
+        _Section(
+            "Missed melanomas",
+            "Melanomas below the threshold, the lowest probability first.",
+            "No melanoma of this set is below the threshold." if metrics["n_melanoma"] else "This set has no melanoma.",
+            _cards(predictions, chosen.missed, classes, probability, pictures),
+            chosen.n_missed,
+        ),
+        _Section(
+            "False alarms",
+            (
+                "Images at or above the threshold that are not melanoma (some may be another cancer), the highest "
+                "probability first."
+            ),
+            "No other image of this set reaches the threshold.",
+            _cards(predictions, chosen.false_alarms, classes, probability, pictures),
+            chosen.n_false_alarms,
+        ),
+        _Section(
+            "A random sample",
+            "Drawn blindly from all images of this set, right and wrong answers alike.",
+            "",
+            _cards(predictions, chosen.sample, classes, probability, pictures),
+            metrics["n"],
+        ),
+    ]
+    estimates = [metrics[name] for name in _EXPLANATIONS] + list(metrics["recall"].values())
+    methods = {e["method"] for e in estimates}
+    melanoma = is_melanoma(predictions)
+    return environment.get_template("report.html.j2").render(
+        about=about,
+        metrics=metrics,
+        headlines=_headlines(metrics),
+        rows=[(title, note, metrics[name], name in _PERCENTAGES) for name, (title, note) in _EXPLANATIONS.items()],
+        methods={
+            name: text.format(resamples=metrics["bootstrap"]["resamples"])
+            for name, text in _METHODS.items()
+            if name in methods
+        },
+        few_groups=FEW_GROUPS,
+        n_melanoma_groups=predictions["group_id"][melanoma].nunique(),
+        figures={name: _data_uri(png) for name, png in figures.items()},
+        sections=sections,
+        melanoma_class=MELANOMA,
+    )
+
+
+# --- sample predictions ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Card:
+    image_id: str
+    label: str
+    picture: str | None
+    top: list[tuple[str, float]]
+    p_melanoma: float
+    alert_level: str
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    note: str
+    nothing: str
+    cards: list[_Card]
+    out_of: int
+
+
+def _cards(
+    predictions: pd.DataFrame,
+    rows: np.ndarray,
+    classes: tuple[str, ...],
+    probability: np.ndarray,
+    pictures: Mapping[str, bytes],
+) -> list[_Card]:
+    cards = []
+    for i in rows:
+        row = predictions.iloc[i]
+        best = np.argsort(-probability[i], kind="stable")[:3]
+        cards.append(
+            _Card(
+                image_id=row["image_id"],
+                label=row["label"],
+                picture=_data_uri(pictures.get(row["uri"], b"")),
+                top=[(classes[j], float(probability[i, j])) for j in best],
+                p_melanoma=float(row["p_melanoma"]),
+                alert_level=row["alert_level"],
+            )
+        )
+    return cards
+
+
+def _data_uri(picture: bytes) -> str | None:
+    """The picture for an `img` element; None for bytes that are neither JPEG nor PNG."""
+    for start, kind in ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png")):
+        if picture.startswith(start):
+            return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+    return None
+
+
+# --- figures in words ------------------------------------------------------------------------------------------------
+
+
+def percent(share: float) -> str:
+    """``0.875`` gives "88%"; never "0%" or "100%" for what is not quite that."""
+    text = f"{share:.0%}"
+    if (text == "0%" and share > 0) or (text == "100%" and share < 1):
+        text = f"{share:.1%}"
+        text = {"0.0%": "under 0.1%", "100.0%": "over 99.9%"}.get(text, text)
+    return text
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(v) for v in value)
+    return str(value)
+
+
+def _headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Title, figure and sentence of the most important results."""
+    n, n_melanoma = metrics["n"], metrics["n_melanoma"]
+    n_other = n - n_melanoma
+    sensitivity, specificity, auc = (metrics[key] for key in ("sensitivity", "specificity", "melanoma_auc"))
+    balanced, accuracy = metrics["balanced_accuracy"], metrics["accuracy"]
+    of_melanomas = "This set has no melanoma: sensitivity cannot be measured."
+    if n_melanoma:
+        hits = _hits(sensitivity, n_melanoma)
+        of_melanomas = f"Of {_several(n_melanoma, 'melanoma')}, {hits} raised ({_with_interval(sensitivity)})."
+    of_others = "This set has nothing but melanoma: specificity cannot be measured."
+    if n_other:
+        hits = _hits(specificity, n_other)
+        others = _several(n_other, "image")
+        of_others = f"Of {others} without melanoma, {hits} not raised ({_with_interval(specificity)})."
+    of_pairs = "Ranking takes melanomas and other images: it cannot be measured on this set."
+    if auc["value"] is not None:
+        of_pairs = (
+            "Of a melanoma and another image, both drawn at random, the melanoma has the higher probability in "
+            f"{percent(auc['value'])} of cases ({_interval(auc)}); 50% would be chance."
+        )
+    of_classes = (
+        f"Mean recall of the classes with images ({_with_interval(balanced)}). Of all {_several(n, 'image')}, "
+        f"{_hits(accuracy, n)} given the right class ({_with_interval(accuracy)}); naming the commonest class always "
+        f"would be right for {percent(metrics['majority_class_accuracy'])}."
+    )
+    return [
+        ("Melanomas raised (sensitivity)", _figure(sensitivity), of_melanomas),
+        ("Others left alone (specificity)", _figure(specificity), of_others),
+        ("Ranking of melanoma (AUC)", "-" if auc["value"] is None else f"{auc['value']:.2f}", of_pairs),
+        ("Right class (balanced accuracy)", _figure(balanced), of_classes),
+    ]
+
+
+def _figure(estimate: Estimate) -> str:
+    return "-" if estimate["value"] is None else percent(estimate["value"])
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{_figure(estimate)}, {_interval(estimate)}"
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate["low"] is None or estimate["high"] is None:
+        return "no interval: too few groups"
+    return f"95% interval {percent(estimate['low'])} to {percent(estimate['high'])}"
+
+
+def _hits(estimate: Estimate, n: int) -> str:
+    hits = round((estimate["value"] or 0.0) * n)
+    return f"{hits:,} {'was' if hits == 1 else 'were'}"
+
+
+def _several(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""Image bytes become pixels. Knows no Ray and no Keras."""

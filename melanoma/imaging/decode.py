@@ -1,0 +1,504 @@
+"""Image bytes become pixels: the one decoder of training, batch scoring and serving.
+
+The bytes are hostile. The kind of a file is decided by its magic bytes, exactly one Pillow reader is tried, its size is
+checked before memory for pixels is taken, and whatever goes wrong ends as an `ImageError` with a kind and a sentence.
+Everything here is safe to call from several threads.
+"""
+
+import io
+import re
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+# Stored in a model bundle. Any change of the pixels that `decode` returns is a new version.
+PREPROCESSING = "squash-1"
+
+ErrorKind = Literal[
+    "empty", "truncated", "not_an_image", "unsupported", "too_large", "dicom", "not_found", "access"
+]  # fmt: skip
+
+# Pillow warns of odd EXIF and TIFF tags. They are no concern of ours, and `catch_warnings` is not safe in threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class ImageError(Exception):
+    """An image that cannot be read or fetched: `kind` for the machine, `reason`, one sentence, for people."""
+
+    def __init__(self, kind: ErrorKind, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind: ErrorKind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may be at most: `max_bytes` of file, `max_pixels` of picture (width times height).
+
+    64 million pixels take up to 0.6 GB while they are read, as WebP 1.0 GB. Pillow's own ceiling of 179 million pixels
+    stays in force for TIFF and WebP.
+    """
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 64_000_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """`pixels`: uint8 RGB [size, size, 3], C-contiguous, upright. `width`, `height`: of the upright original, pixels.
+
+    `format` is one of "JPEG", "PNG", "TIFF", "WEBP", "BMP".
+    """
+
+    pixels: np.ndarray
+    width: int
+    height: int
+    format: str
+
+
+def decode(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> Decoded:
+    """The whole frame of an image file, squashed to a square of `size` pixels a side.
+
+    The aspect ratio is not kept, so that no part of a lesion is cut away. Alpha is laid over white, EXIF orientation is
+    applied, ICC profiles are ignored, 16-bit samples keep their upper eight bits. Of a phone's multi-picture JPEG (MPO)
+    the first picture counts.
+
+    Raises `ImageError` only, whatever the bytes.
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}: it must be at least 1.")
+    image, (width, height), name = _read(data, limits, lambda width, height: (size, size))
+    return Decoded(np.array(image), width, height, name)
+
+
+def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS, longest: int | None = None) -> Image.Image:
+    """The whole frame, upright RGB, aspect ratio kept, its longer side at most `longest` pixels.
+
+    Read as `decode` reads it. Raises `ImageError` only, whatever the bytes.
+    """
+    if longest is not None and longest < 1:
+        raise ValueError(f"longest is {longest}: it must be at least 1.")
+
+    def fit(width: int, height: int) -> tuple[int, int]:
+        scale = min(1.0, longest / max(width, height)) if longest else 1.0
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    return _read(data, limits, fit)[0]
+
+
+def quality(pixels: np.ndarray) -> tuple[float, float]:
+    """Sharpness and exposure of a picture, uint8 RGB [height, width, 3] of at least 3 x 3 pixels.
+
+    Sharpness is the variance of the Laplacian of luminance (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548),
+    exposure is mean luminance, 0 black to 1 white. Luminance is luma of ITU-R BT.601 in 0..1. Sharpness depends on the
+    size of the picture: compare pictures of one size.
+    """
+    luminance = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / np.float32(255)
+    laplacian = (
+        luminance[:-2, 1:-1] + luminance[2:, 1:-1] + luminance[1:-1, :-2] + luminance[1:-1, 2:]
+    ) - 4 * luminance[1:-1, 1:-1]
+    return float(laplacian.var()), float(luminance.mean())
+
+
+# --- bytes to an upright RGB picture ---------------------------------------------------------------------------------
+
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "TIFF": TiffImageFile,
+    "WEBP": WebPImageFile,
+    "BMP": BmpImageFile,
+}
+
+# Not here, as their range is not that of a picture or Pillow cannot convert them: F, I (float, 32 bit), LAB, La.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B")
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _read(
+    data: bytes, limits: Limits, fit: Callable[[int, int], tuple[int, int]]
+) -> tuple[Image.Image, tuple[int, int], str]:
+    """The picture as upright RGB in the size that `fit` wants, width and height of the upright original, the format.
+
+    `fit` maps width and height of the original to those wanted, and must not care which of the two is which, as the
+    picture is turned upright last: by then it is small.
+    """
+    if not data:
+        raise ImageError("empty", "The file is empty: fetch or export it again.")
+    if len(data) > limits.max_bytes:
+        raise ImageError(
+            "too_large",
+            f"The file has {len(data):,} bytes, more than the limit of {limits.max_bytes:,}: make it smaller.",
+        )
+    if data[128:132] == b"DICM":
+        raise ImageError("dicom", "This is a DICOM file, not a picture: read it with the DICOM reader.")
+    name = _identify(data)
+    try:
+        return *_render(data, name, limits, fit), name
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(f"more than {limits.max_pixels:,} pixels, the limit") from error
+    # Pillow raises nearly anything on damaged files: OSError, SyntaxError, struct.error, MemoryError, AssertionError.
+    except Exception as error:
+        raise _damaged(name) from error
+
+
+def _render(
+    data: bytes, name: str, limits: Limits, fit: Callable[[int, int], tuple[int, int]]
+) -> tuple[Image.Image, tuple[int, int]]:
+    end = _end_of_jpeg(data) if name == "JPEG" else len(data)
+    image = _open(data, name)
+    _check_size(image.width, image.height, limits)
+    _check_kind(image, name, limits)
+    if end is None:
+        raise _damaged(name)
+    if name == "PNG":
+        # Loading checks neither the checksums of the pixel data nor that the file has an end.
+        PngImageFile(io.BytesIO(data)).verify()
+
+    width, height = image.size
+    wanted = fit(width, height)
+    # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, never below what is wanted. `box` is the part of the scaled
+    # picture that the original covers: odd sizes leave a fraction of a pixel over.
+    drafted = image.draft(None, wanted)
+    box = drafted[1] if drafted else None
+    image.load()
+    if name == "JPEG" and _lacks_data(image, data, end, wanted):
+        raise _damaged(name)
+    if name == "TIFF":
+        width, height = image.size  # turned upright by load()
+        wanted = fit(width, height)
+
+    # BILINEAR with Pillow's support scaling is a triangle filter over all source pixels: no aliasing, none of the
+    # ringing that BICUBIC and LANCZOS leave at hairs and at the dark rim, and the same filter as the antialiased
+    # bilinear resize of TensorFlow and torchvision. Integer arithmetic: the same pixels on every machine.
+    picture = _over_white(_straight(image).resize(wanted, Image.Resampling.BILINEAR, box))
+    orientation = _orientation(image)
+    if orientation in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[orientation])
+    return picture, ((height, width) if orientation >= 5 else (width, height))
+
+
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+    # Image.open would read phone pictures as MPO files, whose index may be damaged, and has a pixel limit that warns.
+    try:
+        return _READERS[name](io.BytesIO(data))
+    except Exception as error:
+        if name == "JPEG" and b"Exif\0\0" in data:
+            # Pillow looks for the resolution in EXIF, and not every damage of EXIF is caught there: read without it.
+            return JpegImageFile(io.BytesIO(data.replace(b"Exif\0\0", b"none\0\0")))
+        if name == "TIFF" and (kind := _kind_of_tiff(data)):
+            raise _unsupported(f"A TIFF with {kind} cannot be read") from error
+        raise
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise _too_many_pixels(f"{width:,} x {height:,} pixels, more than the limit of {limits.max_pixels:,}")
+
+
+def _check_kind(image: ImageFile.ImageFile, name: str, limits: Limits) -> None:
+    if isinstance(image, TiffImageFile):
+        _check_tiff(image, limits)
+    elif (frames := getattr(image, "n_frames", 1)) > 1:
+        raise _unsupported(f"This {name} holds {frames:,} frames, and only single pictures are read")
+    if image.mode not in _MODES:
+        raise _unsupported(f"A {name} with samples of Pillow's kind {image.mode} is not a plain picture")
+
+
+def _straight(image: Image.Image) -> Image.Image:
+    """As L, RGB or RGBA: what can be resized without mixing what must not be mixed (palette indices, inks)."""
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # convert() copies even where nothing changes
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8, read after load(): a PNG may hold it behind the pixels. Unreadable EXIF counts as 1."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(orientation) if orientation in _UPRIGHT else 1
+    except Exception:
+        return 1
+
+
+# --- JPEG ------------------------------------------------------------------------------------------------------------
+
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # 00 and D0 to D7 belong to the pixel data
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # F7 is JPEG-LS
+# libjpeg walks over the whole picture for each scan of a progressive JPEG: 100 empty scans of 95 bytes cost 4 seconds
+# at 64 million pixels, a hostile file of 64 MB could cost hours. Real ones have about 10.
+_MAX_SCANS = 100
+
+
+def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """The markers of the first picture of a JPEG, each with the offset of what follows it, up to its end marker."""
+    position = 2
+    while found := _JPEG_MARKER.search(data, position):
+        marker, position = data[found.end() - 1], found.end()
+        yield marker, position
+        if marker == 0xD9:
+            return
+        if marker not in (0x01, 0xD8):
+            position += int.from_bytes(data[position : position + 2], "big")
+
+
+def _end_of_jpeg(data: bytes) -> int | None:
+    """The offset of the end marker of the first picture, or None. Raises `ImageError` on kinds that are not read."""
+    scans = 0
+    for marker, position in _jpeg_markers(data):
+        if marker in _START_OF_FRAME and len(data) >= position + 8:
+            precision, components = data[position + 2], data[position + 7]
+            if marker not in (0xC0, 0xC1, 0xC2) or precision != 8 or components not in (1, 3, 4):
+                raise _unsupported(
+                    f"A JPEG of coding process {marker:X} with {components} components of {precision} bits is not read"
+                )
+        scans += marker == 0xDA
+        if scans > _MAX_SCANS:
+            raise _unsupported(f"A JPEG with more than {_MAX_SCANS} scans is not a photograph")
+        if marker == 0xD9:
+            return position - 2
+    return None
+
+
+def _lacks_data(image: Image.Image, data: bytes, end: int, wanted: tuple[int, int]) -> bool:
+    """Whether the end marker comes before the last pixels do, by more than their own block of 8 or 16 pixels.
+
+    libjpeg then fills the rest with mid grey and raises nothing. So where the last pixel is mid grey, the picture is
+    read again with other bytes put before its end marker: only a picture that lacks data changes.
+    """
+    corner = image.getpixel((image.width - 1, image.height - 1))
+    if not {127, 128}.issuperset(corner if isinstance(corner, tuple) else (corner,)):
+        return False
+    longer = _open(data[:end] + bytes(range(1, 251)) + data[end:], "JPEG")
+    longer.draft(None, wanted)
+    longer.load()
+    return longer.tobytes() != image.tobytes()
+
+
+# --- TIFF ------------------------------------------------------------------------------------------------------------
+
+_TIFF_COMPRESSIONS = (
+    "raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate", "packbits",
+    "zstd", "lzma",
+)  # fmt: skip
+_MAX_TIFF_PAGES = 100
+
+
+def _check_tiff(image: TiffImageFile, limits: Limits) -> None:
+    tags = image.tag_v2
+    # libtiff takes memory for one whole tile, however small the picture is, and invents a side that is not given.
+    width, length = tags.get(ExifTags.Base.TileWidth), tags.get(ExifTags.Base.TileLength)
+    if width is not None or length is not None:
+        if not isinstance(width, int) or not isinstance(length, int):
+            raise _damaged("TIFF")
+        _check_size(width, length, limits)
+    compression = image.info["compression"]
+    if compression not in _TIFF_COMPRESSIONS:
+        raise _unsupported(f"A TIFF with compression {compression} cannot be read")
+    if image.mode.startswith("I;16"):
+        bits, photometric = tags[ExifTags.Base.BitsPerSample][0], tags[ExifTags.Base.PhotometricInterpretation]
+        # Pillow reads 12 bits, and those where 0 is white, as if they were 16 bits from black to white.
+        if bits != 16 or photometric == 0:
+            raise _unsupported(f"A grey TIFF of {bits} bits with photometric interpretation {photometric} is not read")
+
+    pages = 0
+    for page in range(_MAX_TIFF_PAGES):
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+        reduced = image.tag_v2.get(ExifTags.Base.NewSubfileType, 0) & 1
+        if page == 0 and reduced:
+            raise _unsupported(
+                "This TIFF begins with a preview, as a camera's raw file does, and is not a plain picture"
+            )
+        pages += not reduced
+    image.seek(0)
+    if pages > 1:
+        raise _unsupported(f"This TIFF holds {pages} pages, and only single pictures are read")
+
+
+def _kind_of_tiff(data: bytes) -> str | None:
+    """Words for the samples of a TIFF that Pillow refuses to open, or None where its directory is damaged."""
+    stream = io.BytesIO(data)
+    tags = ImageFileDirectory_v2(data[:16] if b"+" in data[:4] else data[:8])  # "+" is the 43 of BigTIFF
+    first = tags.next
+    stream.seek(first)
+    tags.load(stream)
+    whole = tags.next != first  # set last
+    bits = tags.get(ExifTags.Base.BitsPerSample)
+    photometric = tags.get(ExifTags.Base.PhotometricInterpretation)
+    compression = tags.get(ExifTags.Base.Compression, 1)
+    needed = {ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength}
+    if photometric == 3:
+        needed.add(ExifTags.Base.ColorMap)
+    if not whole or not needed <= tags.keys() or not isinstance(bits, tuple) or not 0 < len(bits) <= 16:
+        return None
+    if not all(isinstance(number, int) for number in (*bits, photometric, compression)):
+        return None
+    return (
+        f"{len(bits)} samples of {bits[0]} bits, photometric interpretation {photometric} and compression {compression}"
+    )
+
+
+# --- what a file is, by its magic bytes ------------------------------------------------------------------------------
+
+_MAGIC: dict[str, tuple[bytes, ...]] = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "WEBP": (b"RIFFWEBP",),  # without the four bytes of length between
+    "BMP": (b"BM",),
+}
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+
+_OTHER_IMAGES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"GIF8", "GIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftyphev", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftypcrx ", "Camera raw"),
+    (4, b"jP  \r\n\x87\n", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (4, b"JXL \r\n\x87\n", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"II\xbc", "JPEG XR"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"gimp xcf", "GIMP"),
+    (0, b"\0\0\1\0", "ICO"),
+    (0, b"\0\0\2\0", "CUR"),
+    (0, b"IIRO", "Camera raw"),
+    (0, b"IIRS", "Camera raw"),
+    (0, b"MMOR", "Camera raw"),
+    (0, b"IIU\0", "Camera raw"),
+    (0, b"FUJIFILMCCD-RAW", "Camera raw"),
+    (0, b"qoif", "QOI"),
+    (0, b"DDS ", "DDS"),
+    (0, b"v/1\x01", "OpenEXR"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"SIMPLE  =", "FITS"),
+    (0, b"\x8aMNG", "MNG"),
+    (0, b"AT&TFORM", "DjVu"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"\xc5\xd0\xd3\xc6", "PostScript"),
+)
+
+_NOT_IMAGES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"PK\3\4", "a zip archive or an Office document"),
+    (0, b"PK\5\6", "an empty zip archive"),
+    (0, b"\x1f\x8b", "a gzip file"),
+    (0, b"BZh", "a bzip2 file"),
+    (0, b"\xfd7zXZ", "an xz file"),
+    (0, b"(\xb5/\xfd", "a Zstandard file"),
+    (0, b"7z\xbc\xaf", "a 7-Zip archive"),
+    (0, b"Rar!", "a RAR archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"\xd0\xcf\x11\xe0", "an old Office document or a Windows thumbnail cache"),
+    (0, b"\x7fELF", "a Linux program"),
+    (0, b"MZ", "a Windows program"),
+    (0, b"\xcf\xfa\xed\xfe", "a macOS program"),
+    (0, b"\0\5\x16\7", "a macOS side file, whose name begins with ._"),
+    (0, b"\0\0\0\1Bud1", "a macOS folder file (.DS_Store)"),
+    (4, b"ftyp", "a video"),
+    (0, b"\x1aE\xdf\xa3", "a video"),
+    (0, b"RIFF", "a WAV or AVI file"),
+    (0, b"ID3", "an audio file"),
+    (0, b"OggS", "an audio file"),
+    (0, b"PAR1", "a Parquet file"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"SQLite format 3", "an SQLite database"),
+    (0, b"version https://git-lfs", "a Git LFS pointer whose image was not fetched"),
+)
+
+
+def _identify(data: bytes) -> str:
+    """One of `_READERS`, also for a file cut within its magic bytes. Raises `ImageError` on everything else."""
+    for name, magics in _MAGIC.items():
+        head = data[:4] + data[8:12] if name == "WEBP" else data[:8]
+        if any(len(head) >= 2 and (head.startswith(magic) or magic.startswith(head)) for magic in magics) and (
+            name != "BMP" or _is_bmp(data)
+        ):
+            return name
+    for offset, magic, other in _OTHER_IMAGES:
+        if data.startswith(magic, offset):
+            raise _unsupported(f"{other} images are not read")
+    if re.match(rb"P[1-7]\s+[\dW#]", data):
+        raise _unsupported("Netpbm images are not read")
+    if b"<svg" in data[:1024].lower():
+        raise _unsupported("SVG images are not read")
+    raise ImageError("not_an_image", f"This is not an image but {_looks_like(data)}: leave it out or replace it.")
+
+
+def _is_bmp(data: bytes) -> bool:
+    """Whether a file that begins with "BM" goes on like a BMP: text may begin so too."""
+    return not any(data[6:10]) and (len(data) < 18 or struct.unpack_from("<I", data, 14)[0] in _BMP_HEADERS)
+
+
+def _looks_like(data: bytes) -> str:
+    for offset, magic, name in _NOT_IMAGES:
+        if data.startswith(magic, offset):
+            return name
+    if data.count(0) == len(data):
+        return "nothing but zero bytes, as a failed copy leaves"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "a text file"
+    head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if re.search(rb"[\x00-\x08\x0e-\x1f]", head):
+        return "binary data of an unknown kind"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if head.startswith(b"<"):
+        return "an XML document"
+    if head.startswith((b"{", b"[")):
+        return "a JSON document"
+    return "a text file"
+
+
+def _unsupported(what: str) -> ImageError:
+    return ImageError("unsupported", f"{what}: save the picture as an 8-bit JPEG or PNG.")
+
+
+def _too_many_pixels(what: str) -> ImageError:
+    return ImageError("too_large", f"The picture has {what}: make it smaller.")
+
+
+def _damaged(name: str) -> ImageError:
+    return ImageError("truncated", f"The {name} is cut short or damaged: fetch or export it again.")

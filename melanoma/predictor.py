@@ -1,0 +1,96 @@
+"""Images to probabilities: the one code path of evaluation, batch scoring and serving."""
+
+import hashlib
+import threading
+from typing import Any
+
+import numpy as np
+
+from melanoma import outliers, taxonomy, triage
+from melanoma.bundle import Bundle, load_model
+from melanoma.imaging.decode import DEFAULT_LIMITS, ImageError, Limits, decode, quality
+
+_MELANOMA = taxonomy.CODES.index(taxonomy.MELANOMA)
+_MALIGNANT = [taxonomy.CODES.index(code) for code in taxonomy.MALIGNANT]
+
+
+class Predictor:
+    """A bundle's model, ready to predict.
+
+    `threads`: cores that TensorFlow may use in this process; None leaves it to TensorFlow. Only the first predictor of
+    a process can choose.
+    """
+
+    def __init__(self, bundle: Bundle, batch_size: int = 64, threads: int | None = None) -> None:
+        import tensorflow as tf
+
+        if threads is not None:
+            try:
+                tf.config.threading.set_intra_op_parallelism_threads(threads)
+                tf.config.threading.set_inter_op_parallelism_threads(1)
+            except RuntimeError:  # TensorFlow runs already in this process
+                pass
+        self.bundle = bundle
+        self._batch_size = batch_size
+        model = load_model(bundle.model)
+        size = bundle.input_size
+        # One function with one signature: half the time of `model.predict`, and no retracing that would grow.
+        self._logits = tf.function(
+            lambda images: model(images, training=False),
+            input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
+        )
+        self._lock = threading.Lock()
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [n, classes] of uint8 RGB [n, size, size, 3]."""
+        with self._lock:
+            parts = [
+                self._logits(pixels[at : at + self._batch_size]).numpy()
+                for at in range(0, len(pixels), self._batch_size)
+            ]
+        return np.concatenate(parts) if parts else np.zeros((0, len(taxonomy.CODES)), dtype=np.float32)
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [n, classes], calibrated, each row of sum 1; the order is that of `taxonomy.CODES`."""
+        return calibrated(self.logits(pixels), float(self.bundle.manifest["calibration"]["temperature"]))
+
+    def predict(self, pixels: np.ndarray) -> dict[str, list[Any]]:
+        """The columns `triage.PREDICTION_FIELDS` for uint8 RGB [n, size, size, 3], each a list of n plain values."""
+        probabilities = self.probabilities(pixels)
+        melanoma = probabilities[:, _MELANOMA]
+        thresholds = self.bundle.thresholds
+        qualities = [quality(image) for image in pixels]
+        return {
+            "model_version": [self.bundle.version] * len(pixels),
+            "diagnosis": [taxonomy.CODES[index] for index in probabilities.argmax(axis=1)],
+            **{f"p_{code}": probabilities[:, column].tolist() for column, code in enumerate(taxonomy.CODES)},
+            "p_melanoma": melanoma.tolist(),
+            "p_malignant": probabilities[:, _MALIGNANT].sum(axis=1).tolist(),
+            "alert_level": triage.alert_levels(melanoma, thresholds["review"], thresholds["urgent"]),
+            "threshold": [thresholds["review"]] * len(pixels),
+            "quality": [{"sharpness": sharpness, "exposure": exposure} for sharpness, exposure in qualities],
+            "outlier_score": outliers.scores(pixels, self.bundle.manifest["outliers"]).tolist(),
+        }
+
+
+def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(logits / temperature), float32 [n, classes] (Guo et al. 2017, arXiv:1706.04599)."""
+    scaled = logits.astype(np.float64) / temperature
+    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def predict_bytes(predictor: Predictor, data: bytes | OSError, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
+    """What a row of scores carries of one image (`content_sha256` and the prediction), or its `error_kind` and `error`.
+
+    `data` is what was read, or the error that reading it gave.
+    """
+    if isinstance(data, OSError):
+        return {"error_kind": "not_found" if isinstance(data, FileNotFoundError) else "access", "error": str(data)}
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        pixels = decode(data, predictor.bundle.input_size, limits).pixels
+    except ImageError as error:
+        return {"content_sha256": digest, "error_kind": error.kind, "error": error.reason}
+    columns = predictor.predict(pixels[None])
+    return {"content_sha256": digest, **{name: values[0] for name, values in columns.items()}}

@@ -1,0 +1,113 @@
+"""Single images over HTTP, with Ray Serve: the same predictor as the nightly job, for a patient who is in the room.
+
+    POST /v1/predict    body: the image file; header X-API-Key. Answers what a row of scores carries.
+    GET  /healthz       no key
+
+200 a prediction, 401 no or a wrong key, 413 too large, 422 not an image that can be scored (`error_kind`, `error`).
+"""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import ray
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from ray import serve
+from ray.serve.config import AutoscalingConfig, HTTPOptions
+
+from melanoma import cluster
+from melanoma.bundle import Bundle
+from melanoma.bundle import load as load_bundle
+from melanoma.errors import InputError, MelanomaError
+from melanoma.imaging.decode import Limits
+from melanoma.predictor import Predictor, predict_bytes
+
+KEY_VARIABLE = "MELANOMA_API_KEY"
+_SHORTEST_KEY = 16
+
+api = FastAPI(title="melanoma", docs_url=None, redoc_url=None, openapi_url=None)
+
+
+def key_digest(key: str) -> str:
+    """What a replica knows of the API key: enough to check one, not to send one."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@serve.deployment(
+    ray_actor_options={"num_cpus": 1},
+    max_ongoing_requests=8,
+    max_queued_requests=64,
+    autoscaling_config=AutoscalingConfig(min_replicas=1, max_replicas=8, target_ongoing_requests=4),
+)
+@serve.ingress(api)
+class Endpoint:
+    """One replica: it holds the model and answers."""
+
+    def __init__(self, bundle: Bundle, api_key_digest: str) -> None:
+        self._predictor = Predictor(bundle, threads=1)
+        self._key = api_key_digest
+        self._limits = Limits()
+
+    @api.get("/healthz")
+    def health(self) -> dict[str, str]:
+        return {"status": "ok", "model_version": self._predictor.bundle.version}
+
+    @api.post("/v1/predict")
+    async def predict(self, request: Request) -> JSONResponse:
+        sent = key_digest(request.headers.get("x-api-key", ""))
+        if not hmac.compare_digest(sent, self._key):
+            return _error(401, "unauthorized", "Send the API key in the header X-API-Key.")
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > self._limits.max_bytes:
+                return _error(413, "too_large", f"The body has more than {self._limits.max_bytes} bytes.")
+        # Off the event loop, which has to go on answering health checks while a picture is decoded.
+        row = await asyncio.to_thread(predict_bytes, self._predictor, bytes(data), self._limits)
+        if "error_kind" in row:
+            return JSONResponse(row, status_code=413 if row["error_kind"] == "too_large" else 422)
+        return JSONResponse(row)
+
+
+def _error(status: int, kind: str, message: str) -> JSONResponse:
+    return JSONResponse({"error_kind": kind, "error": message}, status_code=status)
+
+
+def start(bundle: Bundle, api_key: str, host: str, port: int) -> None:
+    """Start the endpoint on the connected Ray and return when it answers. Raises MelanomaError where it does not."""
+    try:
+        serve.start(http_options=HTTPOptions(host=host, port=port), proxy_location="HeadOnly")
+        serve.run(Endpoint.bind(bundle, key_digest(api_key)), name="melanoma", route_prefix="/")  # type: ignore[attr-defined]
+    except (RuntimeError, ray.exceptions.RayError) as error:
+        raise MelanomaError(f"The endpoint did not start on {host}:{port}: {str(error).splitlines()[-1]}") from error
+
+
+def api_key_from_environment() -> str:
+    """Raises InputError where there is no key, or one that could be guessed: there is no default key."""
+    key = os.environ.get(KEY_VARIABLE, "")
+    if len(key) < _SHORTEST_KEY:
+        raise InputError(
+            f"Set {KEY_VARIABLE} to a secret of at least {_SHORTEST_KEY} characters that clients send as X-API-Key, "
+            "such as the output of `openssl rand -hex 24`."
+        )
+    return key
+
+
+def serve_forever(bundle_uri: str, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve until interrupted or terminated."""
+    key = api_key_from_environment()
+    bundle = load_bundle(bundle_uri)
+    cluster.connect()
+    start(bundle, key, host, port)
+    say(f"Model {bundle.version} answers at http://{host}:{port}/v1/predict. Stop with Ctrl-C.")
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
+    serve.shutdown()
+    ray.shutdown()

@@ -1,0 +1,313 @@
+"""A URI becomes bytes: the one place that knows endpoints, credentials and retries.
+
+A URI is ``s3://bucket/key`` or a local path (``file://`` is understood). S3 is reached as the AWS tools reach it: by
+``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE`` or an instance role, and ``AWS_ENDPOINT_URL`` for a store that is not Amazon's.
+Nothing here takes a credential from a configuration file of this project.
+
+Every failure is a `FileNotFoundError`, a `PermissionError` or another `OSError`, for S3 as for files.
+"""
+
+import functools
+import io
+import json
+import os
+import posixpath
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import unquote
+
+import boto3
+import botocore.config
+import botocore.exceptions
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from melanoma.errors import InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
+_FORBIDDEN = {
+    "AccessDenied",
+    "403",
+    "401",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "AuthorizationHeaderMalformed",
+}
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One listed object. `etag` changes when the content does: S3's ETag, or size and modification time of a file."""
+
+    uri: str
+    size: int
+    etag: str
+
+
+def is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def normalize(uri: str) -> str:
+    """The one spelling of a URI: no trailing slash, local paths absolute and without ``file://``.
+
+    Raises InputError for a scheme that is not read here.
+    """
+    if is_s3(uri):
+        bucket, key = _split(uri)
+        if not bucket:
+            raise InputError(f"{uri!r} names no bucket: write s3://bucket/prefix.")
+        return f"s3://{bucket}/{key}".rstrip("/")
+    if uri.startswith(("file:///", "file://localhost/")):
+        uri = unquote(uri.removeprefix("file://").removeprefix("localhost"))
+    elif "://" in uri or uri.startswith("s3:"):
+        raise InputError(f"{uri!r} is of a kind that is not read here: use a local path or s3://bucket/prefix.")
+    if not uri:
+        raise InputError("An empty path was given where a local path or an s3:// URI is needed.")
+    return os.path.abspath(os.path.expanduser(uri))
+
+
+def join(uri: str, *parts: str) -> str:
+    return posixpath.join(uri, *parts)
+
+
+def parent(uri: str) -> str:
+    return posixpath.dirname(uri)
+
+
+def name(uri: str) -> str:
+    return posixpath.basename(uri)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    # Not urlparse: a key may hold "#" and "?".
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+@functools.cache
+def _client(process: int) -> Any:
+    # A session of its own: the default one may not be shared by threads, and keeps the credentials it first saw.
+    return boto3.session.Session().client(
+        "s3",
+        region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        config=botocore.config.Config(
+            retries={"mode": "standard", "max_attempts": 5},
+            connect_timeout=10,
+            read_timeout=60,
+            max_pool_connections=64,
+            # Stores other than Amazon's know neither of the newer checksum headers.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+def _s3() -> Any:
+    """The client of this process: it is thread-safe, but must not be carried through a fork."""
+    try:
+        return _client(os.getpid())
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+        raise OSError(
+            f"The object store cannot be reached as AWS_ENDPOINT_URL, AWS_PROFILE and AWS_REGION say: {error}."
+        ) from None
+
+
+def _plain_errors(function: Callable[P, T]) -> Callable[P, T]:
+    """botocore's errors become the OSErrors that a local file gives. The first argument is the URI."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{args[0]} does not exist.") from None
+        except OSError as error:
+            if error.errno is None or not error.strerror:
+                raise
+            raise type(error)(f"{args[0]}: {error.strerror[0].lower()}{error.strerror[1:]}.") from None
+        except botocore.exceptions.ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+            raise _os_error(code, status, str(args[0])) from None
+        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
+            raise PermissionError(
+                f"No S3 credentials for {args[0]}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+            ) from None
+        except botocore.exceptions.ParamValidationError:
+            raise FileNotFoundError(f"{args[0]} is not a valid S3 name.") from None
+        except botocore.exceptions.BotoCoreError as error:
+            raise ConnectionError(f"The object store did not answer for {args[0]} ({type(error).__name__}).") from None
+        except ValueError:  # a null byte, or half a surrogate pair
+            raise FileNotFoundError(f"{args[0]!a} cannot be the name of a file or object.") from None
+
+    return wrapped
+
+
+def _os_error(code: str, status: str, uri: str) -> OSError:
+    if code == "NoSuchBucket":
+        return FileNotFoundError(f"The bucket of {uri} does not exist.")
+    if code in _NOT_FOUND or status == "404":
+        return FileNotFoundError(f"{uri} does not exist.")
+    if code in _FORBIDDEN or status in {"401", "403"}:
+        return PermissionError(f"The object store refused access to {uri} ({code}): check the credentials.")
+    return OSError(f"The object store failed for {uri} ({code or status}).")
+
+
+def list_objects(uri: str) -> Iterator[ObjectInfo]:
+    """Every object below `uri`, or the object that it names: files, and on S3 folder markers too, in a fixed order.
+
+    Raises FileNotFoundError for a bucket or local folder that does not exist, PermissionError for wrong credentials.
+    S3 knows no folders: a prefix that no key has lists nothing.
+    """
+    uri = normalize(uri)
+    return _list_s3(uri) if is_s3(uri) else _list_local(uri)
+
+
+def _list_s3(uri: str) -> Iterator[ObjectInfo]:
+    bucket, prefix = _split(uri)
+    next_page = _plain_errors(lambda _uri, pages: next(pages, None))
+
+    def listing(prefix: str) -> Iterator[ObjectInfo]:
+        pages = iter(_s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix))
+        while (page := next_page(uri, pages)) is not None:
+            for item in page.get("Contents", ()):
+                etag = str(item.get("ETag", "")).strip('"')
+                yield ObjectInfo(f"s3://{bucket}/{item['Key']}", int(item["Size"]), etag)
+
+    found = False
+    # A prefix is a folder here, not a beginning: "archive" must not list "archive-2".
+    for info in listing(f"{prefix}/" if prefix else ""):
+        found = True
+        yield info
+    if not found and prefix:
+        yield from (info for info in listing(prefix) if info.uri == uri)
+
+
+def _list_local(path: str) -> Iterator[ObjectInfo]:
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"{path} does not exist.")
+    if not Path(path).is_dir():
+        yield _local_info(path)
+        return
+    os.listdir(path)  # a folder that may not be read is an error, not an empty archive
+    for folder, folders, files in os.walk(path, onerror=_raise):
+        folders.sort()
+        for file in sorted(files):
+            yield _local_info(posixpath.join(folder, file))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _local_info(path: str) -> ObjectInfo:
+    try:
+        status = os.stat(path)
+    except OSError:  # a dangling link: listed, so that it ends in the rejects
+        status = os.lstat(path)
+    # A name that is not UTF-8 cannot stand in Parquet: it is listed escaped, is not found under that name, and so is
+    # rejected rather than lost.
+    uri = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return ObjectInfo(uri, status.st_size, f"{status.st_size:x}-{status.st_mtime_ns:x}")
+
+
+@_plain_errors
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """The content of an object; at most `limit` + 1 bytes of it, so that a caller sees that it is too large.
+
+    Raises FileNotFoundError, PermissionError or another OSError.
+    """
+    count = -1 if limit is None else limit + 1
+    if is_s3(uri):
+        bucket, key = _split(uri)
+        body = _s3().get_object(Bucket=bucket, Key=key)["Body"]
+        try:
+            return bytes(body.read(None if limit is None else count))
+        finally:
+            body.close()
+    if not stat.S_ISREG(os.stat(uri).st_mode):
+        raise OSError(f"{uri} is not a regular file.")
+    with open(uri, "rb") as file:
+        return file.read(count)
+
+
+@_plain_errors
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write an object in one piece: a reader sees all of it or what was there before.
+
+    Raises FileNotFoundError (no such bucket), PermissionError or another OSError.
+    """
+    if is_s3(uri):
+        bucket, key = _split(uri)
+        _s3().put_object(Bucket=bucket, Key=key, Body=data)
+        return
+    path = Path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@_plain_errors
+def exists(uri: str) -> bool:
+    if not is_s3(uri):
+        return os.path.exists(uri)
+    bucket, key = _split(uri)
+    try:
+        _s3().head_object(Bucket=bucket, Key=key)
+    except botocore.exceptions.ClientError as error:
+        if str(error.response.get("Error", {}).get("Code", "")) in _NOT_FOUND:
+            return False
+        raise
+    return True
+
+
+def read_json(uri: str) -> Any:
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file as an Arrow table. Raises InputError where the file is not Parquet, OSError as `read_bytes`."""
+    data = read_bytes(uri)
+    try:
+        return pq.ParquetFile(io.BytesIO(data)).read(columns=columns)
+    except (pa.ArrowException, OSError, ValueError):  # pyarrow raises OSError for damaged pages
+        raise InputError(f"{uri} is not a Parquet file, or a damaged one.") from None
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(uri, buffer.getvalue())
+
+
+def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """A pyarrow filesystem and the path in it, for Ray, which takes no bytes but a filesystem."""
+    uri = normalize(uri)
+    if not is_s3(uri):
+        return pyarrow.fs.LocalFileSystem(), uri
+    import s3fs  # heavy, and only training needs it
+
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(s3fs.S3FileSystem())), uri.removeprefix("s3://")

@@ -1,0 +1,107 @@
+"""Images for training, with Ray Data: fetched and decoded once into memory, then drawn and augmented for every step."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from melanoma import storage
+from melanoma.config import TrainConfig
+from melanoma.errors import MelanomaError
+from melanoma.imaging.decode import ImageError, Limits, decode
+from melanoma.training import plan
+from melanoma.training.augment import augment, operations
+
+if TYPE_CHECKING:
+    from melanoma.training.loop import Split
+
+_FETCHED_TOGETHER = 64
+_AUGMENTED_TOGETHER = 256
+
+
+def cache_images(uris: list[str], size: int) -> np.ndarray:
+    """uint8 RGB [n, size, size, 3]: each image fetched and decoded once, by as many tasks as the cluster has cores.
+
+    Raises MelanomaError naming the first image that cannot be read: the catalog said that all of them could.
+    """
+    tables = [
+        pa.table(
+            {"row": np.arange(at, min(at + _FETCHED_TOGETHER, len(uris))), "uri": uris[at : at + _FETCHED_TOGETHER]}
+        )
+        for at in range(0, len(uris), _FETCHED_TOGETHER)
+    ]
+    dataset = ray.data.from_arrow(tables).map_batches(
+        _fetch_and_decode, batch_size=None, batch_format="numpy", fn_kwargs={"size": size}
+    )
+    images = np.empty((len(uris), size, size, 3), dtype=np.uint8)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        if (errors := [error for error in batch["error"] if error]) != []:
+            raise MelanomaError(f"{errors[0]} Make the catalog anew, which sets such images aside.")
+        images[batch["row"]] = batch["pixels"]
+    return images
+
+
+def _fetch_and_decode(batch: dict[str, np.ndarray], size: int) -> dict[str, Any]:
+    pixels = np.zeros((len(batch["uri"]), size, size, 3), dtype=np.uint8)
+    errors = [""] * len(pixels)
+    limits = Limits()
+    for place, uri in enumerate(batch["uri"].tolist()):
+        try:
+            pixels[place] = decode(storage.read_bytes(uri, limits.max_bytes), size, limits).pixels
+        except (OSError, ImageError) as error:
+            errors[place] = f"The training image {uri} cannot be read: {error}"
+    return {"row": batch["row"], "pixels": pixels, "error": np.array(errors, dtype=object)}
+
+
+def training_batches(
+    images: ray.ObjectRef, train: "Split", config: TrainConfig, epochs: Iterable[int], rank: int, workers: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """This worker's part of every global batch of the epochs, in order: (pixels uint8 [b, size, size, 3], position).
+
+    `position` int64 [b] counts in `train`. Ray Data augments ahead of the training, in the plan's order; what a batch
+    holds depends on the seed alone, not on how many workers or tasks there are.
+    """
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    parts = []
+    for epoch in epochs:
+        drawn = plan.epoch_indices(train.labels, config.balance, config.batch_size, config.seed, epoch)
+        seeds = plan.augmentation_seeds(drawn.shape, config.seed, epoch)
+        parts.append((plan.worker_part(drawn, rank, workers), plan.worker_part(seeds, rank, workers)))
+    if not parts:
+        return
+    position = np.concatenate([part.ravel() for part, _ in parts])
+    seed = np.concatenate([part.ravel() for _, part in parts])
+    tables = [
+        pa.table(
+            {
+                "position": position[at : at + _AUGMENTED_TOGETHER],
+                "row": train.rows[position[at : at + _AUGMENTED_TOGETHER]],
+                "seed": seed[at : at + _AUGMENTED_TOGETHER],
+            }
+        )
+        for at in range(0, len(position), _AUGMENTED_TOGETHER)
+    ]
+    dataset = ray.data.from_arrow(tables).map_batches(
+        _augment_batch,
+        batch_size=None,
+        batch_format="numpy",
+        fn_kwargs={"images": images, "augmentations": config.augmentation},
+    )
+    size = config.batch_size // workers
+    for batch in dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=4, drop_last=True):
+        yield batch["pixels"], batch["position"]
+
+
+def _augment_batch(
+    batch: dict[str, np.ndarray], images: ray.ObjectRef, augmentations: tuple[Any, ...]
+) -> dict[str, np.ndarray]:
+    cache = ray.get(images)
+    chain = operations(augmentations)
+    pixels = np.stack(
+        [augment(cache[row], chain, int(seed)) for row, seed in zip(batch["row"], batch["seed"], strict=True)]
+    )
+    return {"position": batch["position"], "pixels": pixels}

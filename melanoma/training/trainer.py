@@ -1,0 +1,223 @@
+"""A configuration becomes a bundle: Ray Data decodes, Ray Train trains, the best epoch is calibrated and measured."""
+
+import datetime
+import io
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.tensorflow import TensorflowTrainer
+from ray.util.queue import Empty, Queue
+
+import melanoma
+from melanoma import bundle as bundles
+from melanoma import cluster, outliers, storage, taxonomy
+from melanoma.bundle import Bundle
+from melanoma.catalog import schema
+from melanoma.catalog.audit import audit
+from melanoma.config import TrainConfig
+from melanoma.errors import InputError, MelanomaError
+from melanoma.evaluation import run as evaluation
+from melanoma.evaluation.metrics import choose_threshold, choose_threshold_by_specificity, fit_temperature
+from melanoma.predictor import Predictor, calibrated
+from melanoma.training import loop, networks, plan
+from melanoma.training.augment import operations
+from melanoma.training.input import cache_images
+
+OnEpoch = Callable[[dict[str, float]], None]
+
+
+def train(config: TrainConfig, on_epoch: OnEpoch = lambda metrics: None, say: Callable[[str], None] = print) -> Bundle:
+    """Train as configured and write the bundle to `config.out`, on the cluster that `cluster.connect` finds or starts.
+
+    `on_epoch` is given the figures of each epoch, `say` one line a step. Raises InputError before anything is trained
+    where the catalog, the augmentations or the number of workers cannot be used; MelanomaError when training fails.
+    """
+    frame = check(config)
+    cluster.connect()
+    rows = pd.concat([schema.usable(frame, "train"), schema.usable(frame, "validation")])
+    train_count = int((rows["split"] == "train").sum())
+    say(f"Decoding {len(rows)} images ({train_count} train, {len(rows) - train_count} validation).")
+    images = cache_images(rows["uri"].tolist(), config.image_size)
+    labels = tuple(rows["label"])
+    splits = {
+        "train": loop.Split(np.arange(train_count), labels[:train_count]),
+        "validation": loop.Split(np.arange(train_count, len(rows)), labels[train_count:]),
+    }
+    say(f"Training {config.network.name} for {config.epochs} epochs with {config.workers} worker(s).")
+    model, history, best = fit(config, images, splits, on_epoch)
+    say(f"Best epoch {best + 1}, {config.select_by} {history[best][config.select_by]:.3f}. Calibrating and measuring.")
+    return _write_bundle(config, frame, rows, images, splits, model, history, best)
+
+
+def check(config: TrainConfig) -> pd.DataFrame:
+    """The catalog of a configuration, when it can be trained on; raises InputError otherwise."""
+    frame = schema.read(config.catalog)
+    for name in ("train", "validation"):
+        labels = schema.usable(frame, name)["label"]
+        if labels.empty:
+            raise InputError(f"The catalog {config.catalog} has no {name} images: split it with `melanoma split`.")
+        if taxonomy.MELANOMA not in set(labels):
+            raise InputError(f"The {name} split of {config.catalog} has no melanoma: nothing could be learned of it.")
+    if leaks := [finding for finding in audit(frame) if finding.kind == "leak"]:
+        raise InputError(
+            f"The catalog {config.catalog} has {len(leaks)} groups in more than one split, so its figures would be "
+            "leaked: run `melanoma split` on it."
+        )
+    if config.batch_size % config.workers:
+        raise InputError(f"batch_size {config.batch_size} cannot be shared equally by {config.workers} workers.")
+    operations(config.augmentation)
+    return frame
+
+
+def fit(
+    config: TrainConfig, images: np.ndarray, splits: dict[str, loop.Split], on_epoch: OnEpoch
+) -> tuple[Any, list[dict[str, float]], int]:
+    """Train with Ray Train; returns the model at its best epoch, the history, and that epoch (counted from 0)."""
+    progress = Queue(actor_options={"num_cpus": 0})
+    filesystem, path = storage.arrow_filesystem(config.checkpoints)
+    name = config.run_name or f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
+    trainer = TensorflowTrainer(
+        loop.run,
+        train_loop_config={
+            "config": config.model_dump(),
+            "images": ray.put(images),
+            "progress": progress,
+            **splits,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=2, checkpoint_score_attribute=config.select_by, checkpoint_score_order="max"
+            ),
+        ),
+    )
+    result = _fit_and_follow(trainer, progress, on_epoch)
+    checkpoint = result.get_best_checkpoint(config.select_by, "max")
+    if checkpoint is None:
+        raise MelanomaError(f"Training ended without a checkpoint in {config.checkpoints}/{name}.")
+    model = networks.build(config.network, config.image_size, config.seed)
+    at_best = loop.restore(checkpoint, model, None)
+    history = loop.restore(result.checkpoint, networks.build(config.network, config.image_size, config.seed), None)
+    return model, history, len(at_best) - 1
+
+
+def _fit_and_follow(trainer: TensorflowTrainer, progress: Queue, on_epoch: OnEpoch) -> Any:
+    """trainer.fit() in a thread, while the epochs it reports are passed on from this one."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def drain() -> None:
+        while True:
+            try:
+                on_epoch(progress.get(block=False))
+            except Empty:
+                return
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(trainer.fit)
+        while not running.done():
+            try:
+                on_epoch(progress.get(timeout=1.0))
+            except Empty:
+                continue
+        try:
+            result = running.result()
+        except ray.train.TrainingFailedError as error:
+            raise MelanomaError(f"Training failed in a worker: {_last_line(error)}") from error
+        drain()
+    progress.shutdown()
+    return result
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _write_bundle(
+    config: TrainConfig,
+    frame: pd.DataFrame,
+    rows: pd.DataFrame,
+    images: np.ndarray,
+    splits: dict[str, loop.Split],
+    model: Any,
+    history: list[dict[str, float]],
+    best: int,
+) -> Bundle:
+    validation = splits["validation"]
+    melanoma_labels = np.array(validation.labels) == taxonomy.MELANOMA
+    draft: dict[str, Any] = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "input_size": config.image_size,
+        "calibration": {"method": "temperature", "temperature": 1.0, "fitted_on": "validation"},
+        "thresholds": {"review": 0.5, "urgent": 0.5},
+        "outliers": outliers.fit(images[splits["train"].rows], images[validation.rows]),
+        "training": {
+            "config": config.model_dump(mode="json"),
+            "catalog_fingerprint": schema.fingerprint(frame),
+            "class_counts": {name: plan.class_counts(part.labels) for name, part in splits.items()},
+            "best_epoch": best + 1,
+            "history": history,
+        },
+        "versions": {
+            "melanoma": melanoma.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("keras", "tensorflow", "ray", "numpy", "pillow")},
+        },
+        "metrics": {},
+    }
+    files = {"model.keras": bundles.model_bytes(model), "training_images.parquet": _training_images(rows)}
+    uncalibrated = Bundle(bundles.seal(draft, files), files["model.keras"], files["training_images.parquet"])
+    logits = Predictor(uncalibrated).logits(images[validation.rows])
+    temperature = fit_temperature(logits, plan.targets(validation.labels))
+    p_melanoma = calibrated(logits, temperature)[:, taxonomy.CODES.index(taxonomy.MELANOMA)]
+    point = config.operating_point
+    review = choose_threshold(melanoma_labels, p_melanoma, point.sensitivity)
+    urgent = max(review, choose_threshold_by_specificity(melanoma_labels, p_melanoma, point.urgent_specificity))
+    draft["calibration"]["temperature"] = temperature
+    draft["thresholds"] = {
+        "review": review,
+        "urgent": urgent,
+        "chosen": f"on the validation split ({len(validation.rows)} images, {int(melanoma_labels.sum())} melanomas): "
+        f"review at {point.sensitivity:.0%} sensitivity, urgent at {point.urgent_specificity:.0%} specificity",
+    }
+    measured = "test" if not schema.usable(frame, "test").empty else "validation"
+    calibrated_bundle = Bundle(bundles.seal(draft, files), files["model.keras"], files["training_images.parquet"])
+    report = evaluation.evaluate_frame(calibrated_bundle, frame, measured, config.catalog, seed=config.seed)
+    draft["metrics"] = {"split": measured, **report.metrics}
+    return bundles.write(
+        storage.normalize(config.out),
+        draft,
+        {**files, **{f"evaluation/{name}": data for name, data in report.files.items()}},
+    )
+
+
+def _training_images(rows: pd.DataFrame) -> bytes:
+    """Digests of what the model has seen. An image id is hashed: it may be a hospital's own number."""
+    table = pa.table(
+        {
+            "sha256": rows["sha256"].tolist(),
+            "image_id_sha256": [evaluation.digest(image_id) for image_id in rows["image_id"]],
+            "perceptual_hash": rows["perceptual_hash"].tolist(),
+            "split": rows["split"].tolist(),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

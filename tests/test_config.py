@@ -1,0 +1,164 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from melanoma import config
+from melanoma.config import EvaluateConfig, ScoreConfig, TrainConfig
+from melanoma.errors import InputError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TRAIN = "catalog: c.parquet\nout: out/bundle\n"
+SCORE = "archive: s3://archive\nout: s3://out\nbundle: s3://bundle\n"
+
+
+def write(folder: Path, text: str | bytes) -> str:
+    path = folder / "job.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def refusal(model: type[Any], path: str | None, *overrides: str, **values: Any) -> str:
+    """The sentence that `config.load` refuses with."""
+    with pytest.raises(InputError) as caught:
+        config.load(model, path, list(overrides), **values)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert caught.value.exit_code == 2
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(TrainConfig, "train"), (EvaluateConfig, "evaluate"), (ScoreConfig, "score")]
+)
+def test_the_configurations_of_the_repository_are_valid(model: type[Any], name: str) -> None:
+    assert isinstance(config.load(model, str(CONFIGS / f"{name}.yaml")), model)
+
+
+def test_there_is_a_model_for_every_configuration_of_the_repository() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"train", "evaluate", "score"}
+
+
+def test_overrides_go_over_the_file_and_values_over_both(tmp_path: Path) -> None:
+    path = write(tmp_path, TRAIN + "epochs: 3\nseed: 1\nnetwork: {name: student}\n")
+    overrides = [
+        "epochs=5",
+        "seed=2",
+        "network.width=8",
+        "balance.sampling=0.25",
+        "learning_rate=1e-3",
+        "out=s3://b/k=v",
+    ]
+    loaded = config.load(TrainConfig, path, overrides, seed=3, image_size=None)
+    assert (loaded.epochs, loaded.seed, loaded.image_size) == (5, 3, TrainConfig.model_fields["image_size"].default)
+    assert (loaded.network.name, loaded.network.width) == ("student", 8)
+    assert (loaded.balance.sampling, loaded.learning_rate, loaded.out) == (0.25, 0.001, "s3://b/k=v")
+
+
+def test_a_configuration_may_come_from_overrides_alone() -> None:
+    overrides = ["catalog=c", "out=b", "augmentation=[{operation: zoom, min_factor: 1.0, max_factor: 1.2}]"]
+    loaded = config.load(TrainConfig, None, overrides)
+    assert loaded.augmentation[0].model_extra == {"min_factor": 1.0, "max_factor": 1.2}
+
+
+def test_a_date_may_be_written_as_a_date(tmp_path: Path) -> None:
+    assert config.load(ScoreConfig, write(tmp_path, SCORE + "run_date: 2026-11-20\n")).run_date == "2026-11-20"
+    assert config.load(ScoreConfig, write(tmp_path, SCORE), ["run_date=2026-11-20"]).run_date == "2026-11-20"
+    assert config.load(ScoreConfig, write(tmp_path, SCORE), run_date="2026-11-20").run_date == "2026-11-20"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("epoch: 3", "Unknown key 'epoch' in FILE: did you mean 'epochs'?"),
+        ("network: {widht: 3}", "Unknown key 'network.widht' in FILE: did you mean 'width'?"),
+        ("balance: {colour: 3}", "Unknown key 'balance.colour' in FILE: the keys there are sampling, loss_weights."),
+        (
+            "augmentation: [{operation: zoom}, {probability: 1}]",
+            "The key 'augmentation.1.operation' is missing in FILE.",
+        ),
+        (
+            "augmentation: [{operation: flip_left_right, probability: 2}]",
+            "The key 'augmentation.0.probability' in FILE is 2: input should be less than or equal to 1.",
+        ),
+        (
+            "network: {name: resnet50}",
+            "The key 'network.name' in FILE is 'resnet50': input should be 'residual' or 'student'.",
+        ),
+        ("epochs: 0", "The key 'epochs' in FILE is 0: input should be greater than 0."),
+        ("epochs: many", "The key 'epochs' in FILE is 'many': input should be a valid integer"),
+        ("network: big", "The key 'network' in FILE is 'big': input should be a valid dictionary"),
+        ("learning_rate: .inf", "The key 'learning_rate' in FILE is inf: input should be a finite number."),
+        ("learning_rate: .nan", "The key 'learning_rate' in FILE is nan: input should be"),
+        ("network: {dropout: .nan}", "The key 'network.dropout' in FILE is nan: input should be"),
+        ("seed: 4294967296", "The key 'seed' in FILE is 4294967296: input should be less than 4294967296."),
+        ("run_name: ../../x", "The key 'run_name' in FILE is '../../x': string should match pattern"),
+        ("1: 2", "The key '1' in FILE is 1: keys should be strings."),
+        ("aws_secret_access_key: x", "Unknown key 'aws_secret_access_key' in FILE: "),
+        ("network: {width: [", "The configuration FILE is not valid YAML in line 4."),
+        ("out: a: b", "The configuration FILE is not valid YAML in line 3."),
+        ("run_name: 2026-13-45", "The configuration FILE is not valid YAML: month must be in 1..12."),
+        ("run_name: !!python/object/apply:os.getcwd []", "The configuration FILE is not valid YAML in line 3."),
+        ("run_name: " + "[" * 5000, "The configuration FILE is not valid YAML"),
+        ("augmentation: &a [*a]", "The key 'augmentation.0' in FILE is "),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = write(tmp_path, f"{TRAIN}{text}\n")
+    assert refusal(TrainConfig, path).startswith(sentence.replace("FILE", path))
+
+
+def test_the_first_missing_key_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "catalog: c.parquet\n")
+    assert refusal(TrainConfig, path) == f"The key 'out' is missing in {path}."
+    assert refusal(TrainConfig, None) == "The key 'catalog' is missing."
+    assert refusal(TrainConfig, write(tmp_path, "# nothing\n")) == f"The key 'catalog' is missing in {path}."
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("epochs", "Override 'epochs' is not of the form key=value, such as network.width=32."),
+        ("=3", "Override '=3' is not of the form key=value"),
+        ("network.width=[", "The value of override 'network.width=[' is not valid YAML."),
+        ("run_name=2026-13-45", "The value of override 'run_name=2026-13-45' is not valid YAML."),
+        ("seed=0x_", "The value of override 'seed=0x_' is not valid YAML."),
+        ("run_name=" + "[" * 5000, "The value of override 'run_name=[["),
+        ("catalog.x=1", "Override 'catalog.x=1': 'catalog' is a value, not a group of keys."),
+        ("network.widht=1", "Unknown key 'network.widht' in FILE: did you mean 'width'?"),
+        ("out=", "The key 'out' in FILE is None: input should be a valid string."),
+    ],
+)
+def test_a_mistake_in_an_override_is_one_sentence(tmp_path: Path, override: str, sentence: str) -> None:
+    path = write(tmp_path, TRAIN)
+    assert refusal(TrainConfig, path, override).startswith(sentence.replace("FILE", path))
+
+
+@pytest.mark.parametrize("run_date", ["2026-13-45", "20.11.2026", "2026-11-20T00:00:00", "yesterday"])
+def test_a_day_that_is_none_is_refused(tmp_path: Path, run_date: str) -> None:
+    assert "run_date" in refusal(ScoreConfig, write(tmp_path, SCORE), run_date=run_date)
+
+
+@pytest.mark.parametrize("run_id", ["a/b", "a b", "", "a\n", "ä", "x=1"])
+def test_a_run_id_is_part_of_a_path(tmp_path: Path, run_id: str) -> None:
+    assert refusal(ScoreConfig, write(tmp_path, SCORE), run_id=run_id).startswith("The key 'run_id'")
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.yaml")
+    assert refusal(TrainConfig, missing) == f"The configuration {missing} does not exist."
+    assert refusal(TrainConfig, str(tmp_path)) == f"The configuration {tmp_path} cannot be read (IsADirectoryError)."
+    for content, words in {
+        b"- a\n- b\n": "is not a mapping of keys to values.",
+        b"just text": "is not a mapping of keys to values.",
+        b"\xff\xfe\xfa": "cannot be read (UnicodeDecodeError).",
+        b"a: \0": "is not valid YAML.",
+    }.items():
+        path = write(tmp_path, content)
+        assert refusal(TrainConfig, path) == f"The configuration {path} {words}"
+
+
+def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    loaded = config.load(TrainConfig, write(tmp_path, TRAIN))
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.epochs = 1
