@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from melanoma import __version__, config, storage, taxonomy
+from melanoma import __version__, config, quiet, storage, taxonomy
 from melanoma.errors import InputError, MelanomaError
 
 if TYPE_CHECKING:
@@ -78,13 +78,8 @@ def say(message: str) -> None:
 
 
 def _import_tensorflow() -> None:
-    """Import TensorFlow without what its C++ prints to standard error before any logging can be set."""
-    with contextlib.ExitStack() as stack:
-        stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        stack.callback(os.close, stderr)
-        stack.callback(os.dup2, stderr, 2)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
+    """Import TensorFlow without what its C++ prints before any logging can be set."""
+    with quiet.native_stderr():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
@@ -375,7 +370,7 @@ def _explain(predictor: Any, data: bytes, uri: str, folder: str) -> str:
 
 
 _MEANING = {
-    "none": "No alert: the melanoma probability is below the threshold that this model's alerts begin at.",
+    "none": "No alert, which is no proof that the lesion is harmless.",
     "review": "Review: a dermatologist should look at this image; most images raised at this level are no melanomas.",
     "urgent": "Urgent: among the images that look most like a melanoma to this model; look at it first.",
 }

@@ -39,7 +39,7 @@ class Network(_Model):
     """`name` is a function of melanoma.training.networks."""
 
     name: Literal["residual", "student"] = "residual"
-    width: Positive = 24  # channels of the first stage; the later stages double it
+    width: Positive = 16  # channels of the first stage; the later stages double it
     dropout: Share = 0.3
 
 
@@ -63,7 +63,7 @@ class Augmentation(_Model):
         "random_erasing",
         "histogram_equalisation",
     ]
-    probability: Share = 0.5
+    probability: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
 class Balance(_Model):

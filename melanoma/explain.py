@@ -32,9 +32,12 @@ def occlusion_map(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> bytes:
-    """A PNG of `image` with the regions that raised the probability in red, the stronger the redder."""
+    """A PNG of `image` with the regions that raised the probability in red, the stronger the redder.
+
+    The full red is the strongest cell's, but of a fall by at least 0.1: what hardly matters stays pale.
+    """
     strength = np.clip(heat, 0, None)
-    strength = strength / max(float(strength.max()), 1e-6)
+    strength = strength / max(float(strength.max()), 0.1)
     mask = Image.fromarray((strength * 160).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
     marked = Image.composite(Image.new("RGB", image.size, (230, 30, 30)), image.convert("RGB"), mask)
     buffer = io.BytesIO()

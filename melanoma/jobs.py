@@ -1,13 +1,19 @@
 """What the scripts in ``jobs/`` share: ``--config YAML [key=value ...]`` in, one call, an exit code out."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
 from melanoma import cli, config
+from melanoma.errors import InputError
 
 C = TypeVar("C", config.TrainConfig, config.EvaluateConfig, config.ScoreConfig)
+
+_PLACES = ("archive", "bundle", "catalog", "checkpoints", "out")
 
 
 def main(model: type[C], call: Callable[[C], None], description: str | None) -> None:
@@ -16,4 +22,23 @@ def main(model: type[C], call: Callable[[C], None], description: str | None) -> 
     parser.add_argument("--config", required=True, help="YAML, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as workers=8")
     arguments = parser.parse_intermixed_args()
-    sys.exit(cli.run(lambda: call(config.load(model, arguments.config, arguments.overrides))))
+
+    def run() -> None:
+        settings = config.load(model, arguments.config, arguments.overrides)
+        _refuse_relative_places(settings)
+        call(settings)
+
+    sys.exit(cli.run(run))
+
+
+def _refuse_relative_places(settings: C) -> None:
+    """A submitted job runs in a copy of the working directory that is thrown away: nothing may be written there."""
+    if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # not run by `ray job submit`
+        return
+    for key in _PLACES:
+        place = getattr(settings, key, None)
+        if isinstance(place, str) and not place.startswith(("/", "s3://", "file://")):
+            raise InputError(
+                f"The key {key!r} is {place!r}: a submitted job needs an s3:// URI or an absolute path that every node "
+                f"reaches, such as {key}=s3://bucket/{key}."
+            )

@@ -87,7 +87,8 @@ def predict_bytes(predictor: Predictor, data: bytes | OSError, limits: Limits = 
     """
     if isinstance(data, OSError):
         return {"error_kind": "not_found" if isinstance(data, FileNotFoundError) else "access", "error": str(data)}
-    digest = hashlib.sha256(data).hexdigest()
+    # What is over the limit was read only up to it.
+    digest = hashlib.sha256(data).hexdigest() if len(data) <= limits.max_bytes else None
     try:
         pixels = decode(data, predictor.bundle.input_size, limits).pixels
     except ImageError as error:

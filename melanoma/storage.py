@@ -13,6 +13,7 @@ import json
 import os
 import posixpath
 import stat
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+_client_lock = threading.Lock()
+
+
 @functools.cache
 def _client(process: int) -> Any:
     # A session of its own: the default one may not be shared by threads, and keeps the credentials it first saw.
@@ -117,7 +121,8 @@ def _client(process: int) -> Any:
 def _s3() -> Any:
     """The client of this process: it is thread-safe, but must not be carried through a fork."""
     try:
-        return _client(os.getpid())
+        with _client_lock:  # or sixteen threads would each make one, at 0.2 s
+            return _client(os.getpid())
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise OSError(
             f"The object store cannot be reached as AWS_ENDPOINT_URL, AWS_PROFILE and AWS_REGION say: {error}."

@@ -5,6 +5,7 @@ HAM10000's ``akiec`` is ``"AK|SCC"`` and its ``bkl`` is ``"BKL|SK"``. Training a
 of these".
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -101,3 +102,9 @@ def merged_classes(labels: Iterable[str], among: Iterable[str] = CODES) -> tuple
         if touched:
             groups.append(set().union(*touched))
     return tuple(sorted((join(group) for group in groups), key=lambda c: CODES.index(c.split("|")[0])))
+
+
+def image_id_of(uri: str) -> str:
+    """The file name without its ending; ISIC's ``_downsampled`` copies bear the id of their original."""
+    stem = uri.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return re.sub(r"^(ISIC_\d{7})_downsampled.*$", r"\1", stem)

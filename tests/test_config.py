@@ -82,6 +82,10 @@ def test_a_date_may_be_written_as_a_date(tmp_path: Path) -> None:
             "The key 'augmentation.0.probability' in FILE is 2: input should be less than or equal to 1.",
         ),
         (
+            "augmentation: [{operation: flip_left_right, probability: 0}]",
+            "The key 'augmentation.0.probability' in FILE is 0: input should be greater than 0.",
+        ),
+        (
             "network: {name: resnet50}",
             "The key 'network.name' in FILE is 'resnet50': input should be 'residual' or 'student'.",
         ),

@@ -75,3 +75,17 @@ def test_merged_classes_are_a_partition() -> None:
 def test_melanoma_is_one_of_three_malignant_diagnoses() -> None:
     assert taxonomy.MALIGNANT == ("BCC", "MEL", "SCC")
     assert taxonomy.CODES == ("AK", "BCC", "DF", "MEL", "NV", "BKL", "SK", "SCC", "VASC")
+
+
+@pytest.mark.parametrize(
+    ("name", "image_id"),
+    [
+        ("s3://b/x/ISIC_0000001.jpg", "ISIC_0000001"),
+        ("/x/ISIC_0000001_downsampled.jpg", "ISIC_0000001"),
+        ("ISIC_0000001_downsampled", "ISIC_0000001"),
+        ("/x/a.b.c.tiff", "a.b.c"),
+        ("/x.y/none", "none"),
+    ],
+)
+def test_image_ids(name: str, image_id: str) -> None:
+    assert taxonomy.image_id_of(name) == image_id

@@ -27,10 +27,13 @@ def audit(frame: pd.DataFrame) -> list[Finding]:
         if rows["split"].nunique() > 1
     ]
     labelled = frame[frame["label"].notna()]
+    reported: set[frozenset[str]] = set()
     for column in ("image_id", "sha256"):
-        findings += [
-            Finding("contradiction", column, str(value), tuple(rows["uri"]), tuple(sorted(rows["label"].unique())))
-            for value, rows in labelled[labelled[column].notna()].groupby(column, sort=True)
-            if not set.intersection(*(set(taxonomy.codes_of(label)) for label in rows["label"].unique()))
-        ]
+        for value, rows in labelled[labelled[column].notna()].groupby(column, sort=True):
+            images, labels = tuple(rows["uri"]), tuple(sorted(rows["label"].unique()))
+            compatible = set.intersection(*(set(taxonomy.codes_of(label)) for label in labels))
+            # Most images of one id have the same bytes, too: one finding, not two.
+            if not compatible and frozenset(images) not in reported:
+                reported.add(frozenset(images))
+                findings.append(Finding("contradiction", column, str(value), images, labels))
     return findings

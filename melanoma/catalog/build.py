@@ -3,7 +3,6 @@
 import hashlib
 import io
 import posixpath
-import re
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -56,12 +55,6 @@ def build(sources: Iterable[str], on_image: Callable[[int, int], None] = lambda 
     frame = frame.where(frame.notna(), None)
     frame["group_id"] = groups.group_ids(frame)
     return frame
-
-
-def image_id_of(uri: str) -> str:
-    """The file name without its ending; ISIC's ``_downsampled`` copies bear the id of their original."""
-    stem = storage.name(uri).rsplit(".", 1)[0]
-    return re.sub(r"^(ISIC_\d{7})_downsampled.*$", r"\1", stem)
 
 
 def _inspect(row: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +110,7 @@ def _rows_of_class_folders(source: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "uri": info.uri,
-                "image_id": image_id_of(info.uri),
+                "image_id": taxonomy.image_id_of(info.uri),
                 "source": _source_name(source),
                 "label": label,
                 "split": split,
@@ -157,7 +150,7 @@ def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
     by_id: dict[str, str] = {}
     if columns["path"] is None:
         by_id = {
-            image_id_of(info.uri): info.uri
+            taxonomy.image_id_of(info.uri): info.uri
             for info in storage.list_objects(folder)
             if not info.uri.endswith(("/", ".csv", ".parquet", ".txt", ".md", ".json"))
         }
@@ -175,9 +168,9 @@ def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
             row["uri"] = _resolve(folder, path) if path else None
             row["error"] = None if path else f"A row of {source} has no path."
         else:
-            row["uri"] = by_id.get(image_id or "") or by_id.get(image_id_of(image_id or ""))
+            row["uri"] = by_id.get(image_id or "") or by_id.get(taxonomy.image_id_of(image_id or ""))
             row["error"] = None if row["uri"] else f"No image of this id lies below {folder}."
-        row["image_id"] = image_id_of(image_id or path or "")
+        row["image_id"] = taxonomy.image_id_of(image_id or path or "")
         row["label"] = _label(record, columns["label"], one_hot, source)
         row["lesion_id"], row["patient_id"] = text(record, "lesion_id"), text(record, "patient_id")
         split = text(record, "split")

@@ -153,10 +153,10 @@ def _read(
     if len(data) > limits.max_bytes:
         raise ImageError(
             "too_large",
-            f"The file has {len(data):,} bytes, more than the limit of {limits.max_bytes:,}: make it smaller.",
+            f"The file has more than {limits.max_bytes:,} bytes, the limit: make it smaller.",
         )
     if data[128:132] == b"DICM":
-        raise ImageError("dicom", "This is a DICOM file, not a picture: read it with the DICOM reader.")
+        raise ImageError("dicom", "This is a DICOM file, which is not read yet: export it as JPEG or PNG.")
     name = _identify(data)
     try:
         return *_render(data, name, limits, fit), name

@@ -36,11 +36,11 @@ import melanoma
 from melanoma import cluster, storage, triage
 from melanoma.bundle import Bundle
 from melanoma.bundle import load as load_bundle
-from melanoma.catalog.build import image_id_of
 from melanoma.config import ScoreConfig
 from melanoma.errors import InputError, MelanomaError
 from melanoma.imaging.decode import PREPROCESSING, ImageError, Limits, decode
 from melanoma.predictor import Predictor
+from melanoma.taxonomy import image_id_of
 
 # Rejects of these kinds say nothing of the image: a later run tries again.
 _TRANSIENT = ("not_found", "access")
@@ -114,6 +114,11 @@ def score(
 def _open_run(config: ScoreConfig, out: str, bundle: Bundle, say: Callable[[str], None]) -> "Plan | Outcome":
     """The plan to work on, new or resumed, or the outcome of the run that is already committed."""
     archive = storage.normalize(config.archive)
+    if f"{out}/".startswith(f"{archive}/"):
+        raise InputError(
+            f"The output {config.out} lies in the archive {config.archive}, and its files would be scored the next "
+            "night: choose another place for one of the two."
+        )
     key = _key(archive, bundle, config.all)
     run_id, run_date = config.run_id, config.run_date
     try:
@@ -283,7 +288,8 @@ def decode_one(uri: str, data: bytes | ImageError, size: int, limits: Limits) ->
     """The pixels of one image, or the reason why there are none. Never raises."""
     if isinstance(data, ImageError):
         return _Image(uri, None, None, data.kind, data.reason)
-    digest = hashlib.sha256(data).hexdigest()
+    # What grew over the limit since it was listed was read only up to it.
+    digest = hashlib.sha256(data).hexdigest() if len(data) <= limits.max_bytes else None
     try:
         return _Image(uri, digest, decode(data, size, limits).pixels)
     except ImageError as error:

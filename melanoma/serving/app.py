@@ -38,6 +38,11 @@ def key_digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+# Above the class: `serve.ingress` copies its methods together with what this module holds by then, and no more.
+def _error(status: int, kind: str, message: str) -> JSONResponse:
+    return JSONResponse({"error_kind": kind, "error": message}, status_code=status)
+
+
 @serve.deployment(
     ray_actor_options={"num_cpus": 1},
     max_ongoing_requests=8,
@@ -72,10 +77,6 @@ class Endpoint:
         if "error_kind" in row:
             return JSONResponse(row, status_code=413 if row["error_kind"] == "too_large" else 422)
         return JSONResponse(row)
-
-
-def _error(status: int, kind: str, message: str) -> JSONResponse:
-    return JSONResponse({"error_kind": kind, "error": message}, status_code=status)
 
 
 def start(bundle: Bundle, api_key: str, host: str, port: int) -> None:

@@ -49,12 +49,13 @@ def epoch_indices(labels: Sequence[str], balance: Balance, batch_size: int, seed
     """int64 [steps, batch_size]: which images are drawn in an epoch.
 
     Sampling is systematic rather than independent (one uniform offset, equal strides over the cumulated probabilities):
-    each image is drawn floor or ceil of its expected number of times, so a class has its share in every epoch and not
-    just on average. The order is shuffled.
+    each image is drawn floor or ceil of its expected number of times. The images of a label lie side by side there, so
+    a class has its share in every epoch, to within one image, and not just on average. The order is shuffled.
     """
     generator = np.random.default_rng([seed, 1, epoch])
     count = steps_per_epoch(len(labels), batch_size) * batch_size
     order = generator.permutation(len(labels))
+    order = order[np.argsort(np.asarray(labels, dtype=str)[order], kind="stable")]
     edges = np.cumsum(draw_probabilities(labels, balance.sampling)[order])
     points = (generator.random() + np.arange(count)) / count
     drawn = order[np.minimum(np.searchsorted(edges, points, side="right"), len(labels) - 1)]

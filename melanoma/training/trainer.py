@@ -1,6 +1,7 @@
 """A configuration becomes a bundle: Ray Data decodes, Ray Train trains, the best epoch is calibrated and measured."""
 
 import datetime
+import hashlib
 import io
 import os
 import platform
@@ -82,9 +83,10 @@ def fit(
     config: TrainConfig, images: np.ndarray, splits: dict[str, loop.Split], on_epoch: OnEpoch
 ) -> tuple[Any, list[dict[str, float]], int]:
     """Train with Ray Train; returns the model at its best epoch, the history, and that epoch (counted from 0)."""
+    name = config.run_name or f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
+    _claim(config, name, images)
     progress = Queue(actor_options={"num_cpus": 0})
     filesystem, path = storage.arrow_filesystem(config.checkpoints)
-    name = config.run_name or f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
     trainer = TensorflowTrainer(
         loop.run,
         train_loop_config={
@@ -116,6 +118,29 @@ def fit(
     at_best = loop.restore(checkpoint, model, None)
     history = loop.restore(result.checkpoint, networks.build(config.network, config.image_size, config.seed), None)
     return model, history, len(at_best) - 1
+
+
+# What may change when a run is gone on with: where it runs and where it writes, not what it learns.
+_MAY_CHANGE = {"catalog", "out", "checkpoints", "workers", "cpus_per_worker", "use_gpu", "max_failures"}
+
+
+def _claim(config: TrainConfig, name: str, images: np.ndarray) -> None:
+    """Note what the run of this name learns; raises InputError where it is another run's name."""
+    uri = storage.join(storage.normalize(config.checkpoints), f"{name}.json")
+    mine = {
+        "config": config.model_dump(mode="json", exclude=_MAY_CHANGE),
+        "images_sha256": hashlib.sha256(images.tobytes()).hexdigest(),
+    }
+    try:
+        if not storage.exists(uri):
+            storage.write_json(uri, mine)
+        elif storage.read_json(uri) != mine:
+            raise InputError(
+                f"The run {name} in {config.checkpoints} was begun with another configuration or other images: choose "
+                "another run_name, or none."
+            )
+    except OSError as error:
+        raise InputError(f"The checkpoints cannot be written to {config.checkpoints}: {error}") from None
 
 
 def _fit_and_follow(trainer: TensorflowTrainer, progress: Queue, on_epoch: OnEpoch) -> Any:

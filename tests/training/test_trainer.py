@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from melanoma import cluster, config, synthetic, taxonomy
+from melanoma.errors import InputError
 from melanoma.training import loop, networks, plan, trainer
 
 SIZE = 32
@@ -99,3 +100,5 @@ def test_a_run_of_the_same_name_goes_on_where_it_was(ray_cluster: None, images: 
     _, again, best_again = trainer.fit(settings, images, _splits(), epochs.append)
     assert (again, best_again) == (history, best)
     assert epochs == []
+    with pytest.raises(InputError, match="another configuration"):
+        trainer.fit(settings.model_copy(update={"learning_rate": 0.1}), images, _splits(), epochs.append)

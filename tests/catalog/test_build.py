@@ -1,0 +1,383 @@
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from melanoma import taxonomy
+from melanoma.catalog import schema
+from melanoma.catalog.build import build
+from melanoma.catalog.split import split
+from melanoma.errors import InputError
+from melanoma.local_s3 import LocalS3
+
+Lesion = Callable[..., bytes]
+
+
+def by_id(frame: pd.DataFrame, column: str) -> dict[str, Any]:
+    assert frame["image_id"].is_unique
+    return dict(zip(frame["image_id"].tolist(), frame[column].tolist(), strict=True))
+
+
+def refusal(*sources: Path | str) -> str:
+    with pytest.raises(InputError) as caught:
+        build([str(source) for source in sources])
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def fill(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return folder
+
+
+# --- class folders ---------------------------------------------------------------------------------------------------
+
+
+def test_class_folders(lesions: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    frame = build([str(lesions)], lambda done, total: heard.append((done, total)))
+    assert heard == [(done, 36) for done in range(1, 37)]
+    assert list(frame.columns) == schema.SCHEMA.names
+    assert frame["label"].value_counts().to_dict() == dict.fromkeys(taxonomy.CODES, 4)
+    assert (frame["image_id"].str.split("-").str[0] == frame["label"]).all()
+    row = frame.iloc[0]
+    data = Path(row["uri"]).read_bytes()
+    assert row["sha256"] == hashlib.sha256(data).hexdigest()
+    assert (row["size_bytes"], row["width"], row["height"], row["source"]) == (len(data), 96, 96, "lesions")
+    assert frame["group_id"].nunique() == 36
+    for column in ("lesion_id", "patient_id", "split", "error"):
+        assert set(frame[column]) == {None}
+
+
+def test_train_and_test_folders_are_splits(tmp_path: Path, lesion: Lesion) -> None:
+    files = {
+        "isic9/Train/nevus/ISIC_0000001.jpg": lesion("NV", 1),
+        "isic9/Train/melanoma/ISIC_0000002.jpg": lesion("MEL", 2),
+        "isic9/Test/melanoma/ISIC_0000003.jpg": lesion("MEL", 3),
+        "isic9/valid/vascular lesion/deeper/ISIC_0000004.png": lesion("VASC", 4, "PNG"),
+    }
+    fill(tmp_path, dict(files))
+    wanted = {
+        "ISIC_0000001": ("NV", "train", "isic9"),
+        "ISIC_0000002": ("MEL", "train", "isic9"),
+        "ISIC_0000003": ("MEL", "test", "isic9"),
+        "ISIC_0000004": ("VASC", "validation", "isic9"),
+    }
+
+    def found(*sources: Path) -> dict[str, Any]:
+        frame = build(map(str, sources))
+        return {str(row.image_id): (row.label, row.split, row.source) for row in frame.itertuples()}
+
+    assert found(tmp_path / "isic9") == wanted
+    # Each on its own is the same set.
+    assert found(tmp_path / "isic9/Train", tmp_path / "isic9/Test", tmp_path / "isic9/valid") == wanted
+
+
+def test_folders_above_the_source_say_nothing(tmp_path: Path, lesion: Lesion) -> None:
+    """A project called melanoma in a folder called test: its unlabelled images are no melanomas of a test split."""
+    source = tmp_path / "test" / "melanoma" / "archive"
+    fill(source, {"nevus/1.jpg": lesion("NV", 1), "unsorted/2.jpg": lesion("MEL", 2)})
+    frame = build([str(source)])
+    assert by_id(frame, "label") == {"1": "NV", "2": None}
+    assert set(frame["split"]) == {None}
+
+
+def test_a_bucket_may_be_called_anything(s3: LocalS3, lesion: Lesion) -> None:
+    fill(s3.root, {"melanoma/nevus/1.jpg": lesion("NV", 1), "melanoma/x/2.jpg": lesion("MEL", 2)})
+    frame = build(["s3://melanoma"])
+    assert by_id(frame, "label") == {"1": "NV", "2": None}
+    assert set(frame["source"]) == {"melanoma"}
+
+
+def test_the_nearest_folder_decides(tmp_path: Path, lesion: Lesion) -> None:
+    fill(tmp_path, {"melanoma/nevus/1.jpg": lesion("NV", 1), "bkl/2.jpg": lesion("SK", 2)})
+    assert by_id(build([str(tmp_path)]), "label") == {"1": "NV", "2": "BKL|SK"}
+
+
+def test_sources_that_are_none(tmp_path: Path, lesion: Lesion) -> None:
+    assert refusal(tmp_path / "none").startswith(f"The source {tmp_path}/none cannot be read: ")
+    assert refusal(tmp_path) == f"The source {tmp_path} holds no images."
+    fill(tmp_path, {"a/1.jpg": lesion()})
+    assert refusal(tmp_path).startswith(f"No folder in {tmp_path} is named after a diagnosis")
+    assert "of a kind that is not read here" in refusal("https://example.org/archive")
+
+
+def test_a_bucket_that_is_none(s3: LocalS3) -> None:
+    assert "The bucket of s3://no-such-bucket/x does not exist." in refusal("s3://no-such-bucket/x")
+
+
+def test_what_cannot_be_read_stays_with_its_reason(tmp_path: Path, lesion: Lesion) -> None:
+    good = lesion("MEL", 1)
+    fill(
+        tmp_path,
+        {
+            "nevus/good.jpg": good,
+            "nevus/empty.jpg": b"",
+            "nevus/cut.jpg": good[: len(good) // 2],
+            "nevus/Thumbs.db": b"\xd0\xcf\x11\xe0",
+            "nevus/web page.jpg": b"<html>404</html>",
+        },
+    )
+    (tmp_path / "nevus" / "dangling.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "nevus" / "fifo.jpg")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/nevus/\xff.jpg")).write_bytes(good)
+    frame = build([str(tmp_path)])
+    assert len(frame) == 8
+    errors = by_id(frame, "error")
+    assert errors.pop("good") is None
+    assert all(errors.values())
+    assert "empty" in errors["empty"]
+    assert "cut short" in errors["cut"]
+    assert "Windows thumbnail" in errors["Thumbs"]
+    assert "HTML" in errors["web page"]
+    assert "does not exist" in errors["dangling"]
+    assert "not a regular file" in errors["fifo"]
+    broken = frame[frame["image_id"] == "cut"].iloc[0]
+    assert broken["sha256"] == hashlib.sha256(good[: len(good) // 2]).hexdigest()
+    assert broken["width"] is None
+    assert len(schema.usable(frame, "all")) == 1
+    # It can be written, read, split.
+    schema.write(str(tmp_path / "c.parquet"), split(frame, 0.0, 0.0, seed=0))
+    assert schema.read(str(tmp_path / "c.parquet"))["split"].tolist().count("train") == 1
+
+
+# --- manifests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(tmp_path: Path, lesion: Lesion) -> Path:
+    """Three pictures: ``set/images/ISIC_000000N.jpg``."""
+    return fill(tmp_path / "set", {f"images/ISIC_000000{n}.jpg": lesion("MEL", n) for n in range(3)})
+
+
+def test_a_csv_manifest_names_paths_relative_to_itself(images: Path, lesion: Lesion) -> None:
+    fill(images, {"odd, name #1%20 é.jpg": lesion("BCC", 9)})
+    fill(
+        images,
+        {
+            "list/manifest.csv": "label,path,image_id,lesion_id,patient_id,split\n"
+            "nevus,../images/ISIC_0000000.jpg,,L1,007,train\n"
+            f"MEL,{images}/images/ISIC_0000001.jpg,my id,,,Test\n"
+            f" ,file://{images}/images/ISIC_0000002.jpg,,,,\n"
+            'scc|ak,"../odd, name #1%20 é.jpg",,,8,val\n'.replace("scc|ak", "SCC|AK")
+        },
+    )
+    frame = build([str(images / "list" / "manifest.csv")])
+    assert set(frame["error"]) == {None}
+    assert frame["image_id"].tolist() == ["ISIC_0000000", "my id", "ISIC_0000002", "odd, name #1%20 é"]
+    assert frame["label"].tolist() == ["NV", "MEL", None, "AK|SCC"]
+    assert frame["split"].tolist() == ["train", "test", None, "validation"]
+    assert frame["lesion_id"].tolist() == ["L1", None, None, None]
+    assert frame["patient_id"].tolist() == ["007", None, None, "8"]
+    assert frame["uri"].tolist()[0] == f"{images}/images/ISIC_0000000.jpg"
+    assert set(frame["source"]) == {"list"}
+
+
+def test_a_manifest_from_a_spreadsheet(images: Path) -> None:
+    """A byte order mark, Windows line ends, a comma at the end of every line, capitals in the name."""
+    fill(
+        images,
+        {"Manifest.CSV": "\ufeffpath,label\r\nimages/ISIC_0000000.jpg,nevus,\r\n./images/ISIC_0000001.jpg,mel,\r\n"},
+    )
+    frame = build([str(images / "Manifest.CSV")])
+    assert by_id(frame, "label") == {"ISIC_0000000": "NV", "ISIC_0000001": "MEL"}
+    assert set(frame["error"]) == {None}
+
+
+def test_a_parquet_manifest_of_any_types(images: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "file_name": pd.array([f"images/ISIC_000000{n}.jpg" for n in range(3)], dtype="string"),
+            "label": pd.Categorical(["nevus", None, "melanoma"]),
+            "patient_id": pd.array([7, None, 9], dtype="Int64"),
+            "lesion_id": ["a", None, float("nan")],
+        }
+    )
+    table.to_parquet(images / "m.parquet")
+    frame = build([str(images / "m.parquet")])
+    assert frame["label"].tolist() == ["NV", None, "MEL"]
+    assert frame["patient_id"].tolist() == ["7", None, "9"]
+    assert frame["lesion_id"].tolist() == ["a", None, None]
+    assert set(frame["error"]) == {None}
+
+
+def test_ham10000_metadata(images: Path) -> None:
+    header = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
+    fill(
+        images,
+        {
+            "metadata.csv": header
+            + "HAM_1,ISIC_0000000,bkl,histo,80.0,male,scalp\n"
+            + "HAM_1,ISIC_0000001,akiec,histo,80.0,male,scalp\n"
+            + "HAM_2,ISIC_0000002,nv,follow_up,,,\n"
+            + "HAM_3,ISIC_0000003,mel,histo,,,\n"
+        },
+    )
+    frame = build([str(images / "metadata.csv")])
+    assert by_id(frame, "label") == {
+        "ISIC_0000000": "BKL|SK", "ISIC_0000001": "AK|SCC", "ISIC_0000002": "NV", "ISIC_0000003": "MEL",
+    }  # fmt: skip
+    assert frame["lesion_id"].tolist() == ["HAM_1", "HAM_1", "HAM_2", "HAM_3"]
+    assert frame["group_id"].tolist()[0] == frame["group_id"].tolist()[1] != frame["group_id"].tolist()[2]
+    assert frame["uri"].tolist()[:3] == [f"{images}/images/ISIC_000000{n}.jpg" for n in range(3)]
+    assert frame["error"].tolist() == [None, None, None, f"No image of this id lies below {images}."]
+
+
+def test_isic_2019_ground_truth(images: Path) -> None:
+    (images / "images" / "ISIC_0000002.jpg").rename(images / "images" / "ISIC_0000002_downsampled.jpg")
+    fill(
+        images,
+        {
+            "ISIC_2019_Training_GroundTruth.csv": "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\n"
+            "ISIC_0000000,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0\n"
+            "ISIC_0000001,0.0,0.0,0.0,0.0,1.0,0.0,0.0,0.0,0.0\n"
+            "ISIC_0000002_downsampled,0,0,0,1,0,0,0,0,0\n"
+            "ISIC_0000003,0,0,0,0,0,0,0,0,1\n"
+        },
+    )
+    frame = build([str(images / "ISIC_2019_Training_GroundTruth.csv")])
+    assert by_id(frame, "label") == {
+        "ISIC_0000000": "MEL", "ISIC_0000001": "BKL|SK", "ISIC_0000002": "AK", "ISIC_0000003": None,
+    }  # fmt: skip
+    assert frame["error"].notna().tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("header", "words", "labels"),
+    [
+        # ISIC 2017 with the labels of 2019, where BKL is the challenge's word.
+        ("image_id,melanoma,isic2019_label", ["1,MEL", "0,BKL", "0,"], ["MEL", "BKL|SK", None]),
+        # An archive of originals.
+        ("image_id,diagnosis,sex", ["nevus,f", "melanoma,", "unknown,m"], ["NV", "MEL", None]),
+        ("image_name,patient_id,diagnosis", ["P1,melanoma", "P1,nevus", "P2,unknown"], ["MEL", "NV", None]),
+        ("isic_id,diagnosis", ["seborrheic keratosis", "basal cell carcinoma", ""], ["SK", "BCC", None]),
+        # ISIC 2018.
+        (
+            "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC",
+            ["0,0,0,1,0,0,0", "0,0,0,0,1,0,0", "0,1,0,0,0,0,0"],
+            ["AK|SCC", "BKL|SK", "NV"],
+        ),
+    ],
+)
+def test_metadata_of_other_sets(images: Path, header: str, words: list[str], labels: list[str | None]) -> None:
+    rows = [f"ISIC_000000{n},{rest}" for n, rest in enumerate(words)]
+    fill(images, {"metadata.csv": "\n".join([header, *rows])})
+    frame = build([str(images / "metadata.csv")])
+    assert frame["label"].tolist() == labels
+    assert set(frame["error"]) == {None}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,label\nimages/ISIC_0000000.jpg,mole\n", "has the label 'mole', which is no diagnosis known here"),
+        ("path,diagnosis\nx.jpg,\nx.jpg,lentigo NOS\n", "has the label 'lentigo NOS'"),
+        ("path,label,split\nx.jpg,nevus,holdout\n", "has the split 'holdout': use train, validation or test"),
+        ("name,label\nx.jpg,nevus\n", "has neither a column 'path' nor 'image_id': its columns are name, label."),
+        ("path;label\nx.jpg;nevus\n", "its columns are path;label."),
+        ("path,class\nx.jpg,nevus\n", "has no column 'label'"),
+        ("image,MEL,NV\nx,yes,no\n", "has 'yes' in the column MEL: use 1 or 0"),
+        ("path,label\nhttps://example.org/x.jpg,nevus\n", "of a kind that is not read here"),
+        ("path,label\n", "holds no images"),
+        ("", "is not a readable CSV table"),
+        ("\xff\xfe\x00", "neither a column"),
+        ('path,label\n"x', "is not a readable CSV table"),
+    ],
+)
+def test_mistakes_in_a_manifest_are_named(images: Path, text: str, words: str) -> None:
+    fill(images, {"m.csv": text})
+    sentence = refusal(images / "m.csv")
+    assert words in sentence
+    assert "\n" not in sentence
+
+
+def test_files_that_are_no_manifest(tmp_path: Path) -> None:
+    for name, words in {"m.csv": "is not a readable CSV table", "m.parquet": "is not a Parquet file"}.items():
+        fill(tmp_path, {name: b"PAR1\xff\xfe\0\x80"})
+        assert words in refusal(tmp_path / name)
+        assert "does not exist" in refusal(tmp_path / "none" / name)
+
+
+def test_rows_without_an_image_stay_with_their_reason(images: Path, tmp_path: Path) -> None:
+    fill(
+        images,
+        {
+            "m.csv": "path,label\nimages/none.jpg,nevus\n,melanoma\nimages,nevus\na\0b.jpg,nevus\n"
+            "images/ISIC_0000000.jpg,\n"
+        },
+    )
+    frame = build([str(images / "m.csv")])
+    assert frame["error"].notna().tolist() == [True, True, True, True, False]
+    assert "does not exist" in frame["error"][0]
+    assert "has no path" in frame["error"][1]
+    schema.write(str(tmp_path / "c.parquet"), frame)
+    assert schema.read(str(tmp_path / "c.parquet")).to_dict("records") == frame.to_dict("records")
+
+
+def test_several_sources_are_one_catalog(images: Path, lesions: Path) -> None:
+    fill(images, {"m.csv": "path,label\nimages/ISIC_0000000.jpg,nevus\n"})
+    shutil.copy(lesions / "nevus" / "NV-0.jpg", images / "images" / "ISIC_0000000.jpg")
+    frame = build([str(images / "m.csv"), str(lesions)])
+    assert len(frame) == 37
+    assert frame["source"].value_counts().to_dict() == {"lesions": 36, "set": 1}
+    assert frame["group_id"].nunique() == 36  # the copy has the bytes of the other
+
+
+# --- S3 --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_place_of_the_images_does_not_matter(
+    lesions: Path, tmp_path: Path, s3: LocalS3, bucket: str, lesion: Lesion
+) -> None:
+    """The same files, in a folder and in a bucket: the same groups and, by one seed, the same split."""
+    odd = {"nevus/a #1?.jpg": lesion("NV", 50), "nevus/b.jpg": lesion("NV", 50), "melanoma/broken 100%.jpg": b"x"}
+    shutil.copytree(lesions, tmp_path / "set")
+    fill(tmp_path / "set", dict(odd))
+    shutil.copytree(tmp_path / "set", s3.root / bucket / "set")
+    local, remote = build([str(tmp_path / "set")]), build([f"s3://{bucket}/set/"])
+    assert remote["uri"].str.startswith(f"s3://{bucket}/set/").all()
+    assert len(local) == len(remote) == 39
+    assert by_id(local, "group_id") == by_id(remote, "group_id")
+    assert by_id(split(local, 0.25, 0.25, 3), "split") == by_id(split(remote, 0.25, 0.25, 3), "split")
+    assert schema.fingerprint(local) == schema.fingerprint(remote)
+
+
+def test_a_manifest_in_a_bucket(s3: LocalS3, bucket: str, images: Path) -> None:
+    shutil.copytree(images, s3.root / bucket / "set")
+    fill(
+        s3.root / bucket,
+        {
+            "set/list/m.csv": "path,label\n"
+            f"../images/ISIC_0000000.jpg,nv\ns3://{bucket}/set/images/ISIC_0000001.jpg,mel\n"
+            "./../images/./ISIC_0000002.jpg,bcc\n../../../../x.jpg,nv\n",
+            "set/metadata.csv": "image_id,dx\nISIC_0000002,df\nISIC_0000009,df\n",
+        },
+    )
+    frame = build([f"s3://{bucket}/set/list/m.csv", f"s3://{bucket}/set/metadata.csv"])
+    assert frame["uri"].tolist()[:3] == [f"s3://{bucket}/set/images/ISIC_000000{n}.jpg" for n in range(3)]
+    assert frame["error"].notna().tolist() == [False, False, False, True, False, True]
+
+
+# --- real images -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("MELANOMA_DATA" not in os.environ, reason="MELANOMA_DATA names no real images")
+def test_200_images_of_ham10000(tmp_path: Path) -> None:
+    folder = Path(os.environ["MELANOMA_DATA"]) / "ham10000"
+    table = pd.read_csv(folder / "metadata.csv", nrows=200)
+    table["path"] = [f"{folder}/images/{image_id}.jpg" for image_id in table["image_id"]]
+    table.to_csv(tmp_path / "m.csv", index=False)
+    frame = build([str(tmp_path / "m.csv")])
+    assert frame["error"].isna().all()
+    assert set(zip(frame["width"], frame["height"], strict=True)) == {(200, 150)}
+    assert set(frame["label"]) <= {"AK|SCC", "BCC", "BKL|SK", "DF", "MEL", "NV", "VASC"}
+    # Photographs of one lesion are one group; those of two lesions are two, but for few near-duplicates.
+    assert (frame.groupby("lesion_id")["group_id"].nunique() == 1).all()
+    assert 0 <= table["lesion_id"].nunique() - frame["group_id"].nunique() <= 2

@@ -1,0 +1,175 @@
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from melanoma.catalog import schema
+from melanoma.catalog.build import build
+from melanoma.catalog.groups import group_ids, near_duplicates
+
+Lesion = Callable[..., bytes]
+
+
+def catalog(*rows: dict[str, Any]) -> pd.DataFrame:
+    """A catalog of rows that differ in everything that they do not name."""
+    generator = np.random.default_rng(0)
+    defaults = [
+        {
+            "uri": f"/x/{place}.jpg",
+            "image_id": f"id-{place}",
+            "source": "set",
+            "sha256": generator.bytes(32).hex(),
+            "perceptual_hash": generator.bytes(32).hex(),
+        }
+        for place in range(len(rows))
+    ]
+    table = [{**default, **row} for default, row in zip(defaults, rows, strict=True)]
+    frame = pd.DataFrame(table, columns=schema.SCHEMA.names, dtype=object)
+    return frame.where(frame.notna(), None)
+
+
+def partition(ids: list[str]) -> set[frozenset[int]]:
+    return {frozenset(place for place, other in enumerate(ids) if other == value) for value in ids}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("image_id", "ISIC_0000001"),
+        ("sha256", "ab" * 32),
+        ("lesion_id", "L1"),
+        ("patient_id", "P1"),
+        ("perceptual_hash", "0f" * 32),
+    ],
+)
+def test_each_reason_joins(column: str, value: str) -> None:
+    ids = group_ids(catalog({column: value}, {}, {column: value}, {}))
+    assert partition(ids) == {frozenset({0, 2}), frozenset({1}), frozenset({3})}
+
+
+@pytest.mark.parametrize("column", ["image_id", "sha256", "lesion_id", "patient_id", "perceptual_hash"])
+def test_what_is_not_known_joins_nobody(column: str) -> None:
+    assert len(set(group_ids(catalog({column: None}, {column: None}, {column: None})))) == 3
+
+
+def test_a_patient_number_is_a_number_of_its_source() -> None:
+    rows = [{"source": source, column: "7"} for source in ("a", "b", "a") for column in ("patient_id", "lesion_id")]
+    assert partition(group_ids(catalog(*rows))) == {frozenset(group) for group in ({0, 4}, {1, 5}, {2}, {3})}
+
+
+def test_a_chain_of_reasons_is_one_group() -> None:
+    flipped = f"{0b1111:064x}"
+    rows: list[dict[str, Any]] = [
+        {"patient_id": "P1"},
+        {"patient_id": "P1", "lesion_id": "L1"},
+        {"lesion_id": "L1", "sha256": "aa" * 32},
+        {"sha256": "aa" * 32, "perceptual_hash": "0" * 64},
+        {"perceptual_hash": flipped, "image_id": "x"},
+        {"image_id": "x"},
+        {},
+    ]
+    assert partition(group_ids(catalog(*rows))) == {frozenset(range(6)), frozenset({6})}
+
+
+def test_the_order_and_place_of_the_rows_do_not_matter() -> None:
+    generator = np.random.default_rng(1)
+    rows = [
+        {
+            "patient_id": None if generator.random() < 0.5 else str(generator.integers(40)),
+            "sha256": None if generator.random() < 0.1 else generator.bytes(32).hex(),
+        }
+        for _ in range(200)
+    ]
+    frame = catalog(*rows)
+    ids = dict(zip(frame["image_id"], group_ids(frame), strict=True))
+    assert 50 < len(set(ids.values())) < 200
+    for seed in range(3):
+        shuffled = frame.sample(frac=1, random_state=seed).assign(uri=[f"s3://b/{n}" for n in range(200)])
+        assert dict(zip(shuffled["image_id"], group_ids(shuffled), strict=True)) == ids
+
+
+def test_copies_of_a_picture_are_one_group(tmp_path: Path, lesion: Lesion) -> None:
+    """Saved again as JPEG of quality 70, scaled to 80%, as PNG: and other lesions of the same diagnosis beside it."""
+    folder = tmp_path / "set" / "melanoma"
+    folder.mkdir(parents=True)
+    for seed in range(6):
+        image = Image.open(io.BytesIO(lesion("MEL", seed, size=180, quality=95)))
+        image.save(folder / f"original-{seed}.png")
+        image.save(folder / f"recompressed-{seed}.jpg", quality=70)
+        image.resize((144, 144), Image.Resampling.LANCZOS).save(folder / f"scaled-{seed}.jpg", quality=95)
+    frame = build([str(tmp_path / "set")])
+    seeds = frame["image_id"].str.split("-").str[1]
+    assert partition(frame["group_id"].tolist()) == partition(seeds.tolist())
+    other_order = build([str(folder.parent / "melanoma" / "..")])
+    assert other_order["group_id"].tolist() == frame["group_id"].tolist()
+
+
+def test_a_thousand_equal_frames_are_one_group() -> None:
+    rows = [{"perceptual_hash": "8" + "0" * 63}] * 3000
+    assert len(set(group_ids(catalog(*rows)))) == 1
+
+
+# --- near-duplicates -------------------------------------------------------------------------------------------------
+
+
+def brute_force(hashes: list[str | None], distance: int) -> set[tuple[int, int]]:
+    values = [None if value is None else int(value, 16) for value in hashes]
+    return {
+        (i, j)
+        for j, b in enumerate(values)
+        for i, a in enumerate(values[:j])
+        if a is not None and b is not None and (a ^ b).bit_count() <= distance
+    }
+
+
+def clustered(generator: np.random.Generator, count: int, most: int) -> list[str | None]:
+    """Hashes in clusters around a few centres, with 0 to `most` flipped bits, some missing."""
+    hashes: list[str | None] = []
+    for _ in range(count // 20):
+        centre = int.from_bytes(generator.bytes(32), "big")
+        for _ in range(20):
+            flips = generator.choice(256, size=generator.integers(0, most + 1), replace=False)
+            value = centre
+            for bit in flips.tolist():
+                value ^= 1 << bit
+            hashes.append(f"{value:064x}")
+    hashes[3] = hashes[-1] = None
+    generator.shuffle(hashes)
+    return hashes
+
+
+@pytest.mark.parametrize("distance", [0, 1, 28])
+@pytest.mark.parametrize("seed", range(3))
+def test_all_pairs_are_found_and_no_others(distance: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for most in (2, 20, 60, 256):
+        hashes = clustered(generator, 160, most)
+        found = list(near_duplicates(hashes, distance))
+        assert len(found) == len(set(found))
+        assert set(found) == brute_force(hashes, distance)
+    random_hashes: list[str | None] = [generator.bytes(32).hex() for _ in range(200)]
+    assert set(near_duplicates(random_hashes, distance)) == brute_force(random_hashes, distance)
+
+
+def test_pairs_at_the_very_distance_are_found() -> None:
+    """Flipped bits spread so that as few bands as possible stay equal."""
+    generator = np.random.default_rng(0)
+    for distance in (1, 7, 28):
+        bits = generator.permutation(256)[: distance + 1].tolist()
+        at = sum(1 << bit for bit in bits[:distance])
+        beyond = sum(1 << bit for bit in bits)
+        hashes: list[str | None] = [f"{value:064x}" for value in (0, at, beyond)]
+        assert set(near_duplicates(hashes, distance)) == {(0, 1), (1, 2)}
+        every_band = [int(band[0]) for band in np.array_split(np.arange(256), distance + 1)][:distance]
+        spread: list[str | None] = ["0" * 64, f"{sum(1 << bit for bit in every_band):064x}"]
+        assert list(near_duplicates(spread, distance)) == [(0, 1)]
+
+
+def test_no_hashes_have_no_pairs() -> None:
+    none: list[str | None] = [None, None]
+    assert list(near_duplicates([], 28)) == list(near_duplicates(none, 28)) == []

@@ -1,0 +1,229 @@
+"""What the tests share: a real S3 server, generated lesions, a small bundle of an untrained network."""
+
+import hashlib
+import io
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import melanoma
+from melanoma import bundle as bundles
+from melanoma import cli, outliers, storage, taxonomy
+from melanoma.bundle import Bundle
+from melanoma.config import Network, TrainConfig
+from melanoma.imaging.decode import decode
+from melanoma.imaging.hashing import perceptual_hash
+from melanoma.local_s3 import LocalS3, serve
+from melanoma.predictor import Predictor
+from melanoma.synthetic import draw_lesion
+
+LESION_SIZE = 96  # pixels a side of a generated lesion
+INPUT_SIZE = 32  # pixels a side of the bundle's input
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """A real S3 server that the environment points to. Its buckets are the sub-folders of `root`: see `bucket`."""
+    with serve(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        # Nothing of the user's own takes part.
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.setenv(name, os.devnull)
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        storage._client.cache_clear()
+        yield server
+    storage._client.cache_clear()
+
+
+@pytest.fixture
+def bucket(s3: LocalS3, request: pytest.FixtureRequest) -> str:
+    """The name of an empty bucket of the test's own; its objects are the files of ``s3.root / bucket``."""
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
+    (s3.root / name).mkdir()
+    return name
+
+
+@pytest.fixture(scope="session")
+def lesion() -> Callable[..., bytes]:
+    """A generated lesion as a file: ``lesion("MEL", seed=3)`` is a JPEG; `format` and Pillow's options may follow."""
+
+    def make(code: str = "NV", seed: int = 0, format: str = "JPEG", size: int = LESION_SIZE, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(draw_lesion(code, seed, size, size)).save(buffer, format, **options)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lesions(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., bytes]) -> Path:
+    """A folder of 36 JPEGs, four a diagnosis: ``melanoma/MEL-0.jpg`` and so on. Not to be written to."""
+    folder = tmp_path_factory.mktemp("lesions") / "lesions"
+    for code, name in taxonomy.NAMES.items():
+        (folder / name).mkdir(parents=True)
+        for seed in range(4):
+            (folder / name / f"{code}-{seed}.jpg").write_bytes(lesion(code, seed))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., bytes]) -> Path:
+    """The folder of a bundle that `melanoma train` could have written. Not to be written to.
+
+    Its network is untrained. Its thresholds are such that some pictures of `lesions` are urgent, some to review, and
+    most neither.
+    """
+    # TensorFlow takes seconds to import, which tests without a bundle need not wait for.
+    from melanoma.evaluation.run import digest
+    from melanoma.training import networks
+
+    config = TrainConfig(
+        catalog="catalog.parquet",
+        out="bundle",
+        image_size=INPUT_SIZE,
+        epochs=1,
+        network=Network(name="student", width=4),
+        seed=11,
+    )
+    seen = [(code, seed, lesion(code, seed)) for code in taxonomy.CODES for seed in range(100, 104)]
+    train, validation = seen[::2], seen[1::2]
+    pixels = {
+        name: np.stack([decode(data, INPUT_SIZE).pixels for _, _, data in part])
+        for name, part in {"train": train, "validation": validation}.items()
+    }
+    manifest: dict[str, Any] = {
+        "created": "2026-11-20T01:02:03+00:00",
+        "input_size": INPUT_SIZE,
+        "calibration": {"method": "temperature", "temperature": 0.5, "fitted_on": "validation"},
+        "thresholds": {"review": 0.5, "urgent": 0.5},
+        "outliers": outliers.fit(pixels["train"], pixels["validation"]),
+        "training": {
+            "config": config.model_dump(mode="json"),
+            "catalog_fingerprint": hashlib.sha256(b"catalog").hexdigest(),
+            "class_counts": {name: dict.fromkeys(taxonomy.CODES, 2) for name in ("train", "validation")},
+            "best_epoch": 1,
+            "history": [{"epoch": 1, "loss": 2.2, "balanced_accuracy": 0.11}],
+        },
+        "versions": {
+            "melanoma": melanoma.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("keras", "tensorflow", "ray", "numpy", "pillow")},
+        },
+        "metrics": {
+            "split": "validation",
+            "n": 18,
+            "n_melanoma": 2,
+            "melanoma_auc": {"value": 0.5, "low": 0.25, "high": 0.75},
+        },
+    }
+    training_images = pa.table(
+        {
+            "sha256": [hashlib.sha256(data).hexdigest() for _, _, data in [*train, *validation]],
+            "image_id_sha256": [digest(f"{code}-{seed}") for code, seed, _ in [*train, *validation]],
+            "perceptual_hash": [
+                perceptual_hash(Image.open(io.BytesIO(data)).convert("RGB")) for _, _, data in [*train, *validation]
+            ],
+            "split": ["train"] * len(train) + ["validation"] * len(validation),
+        }
+    )
+    parquet = io.BytesIO()
+    pq.write_table(training_images, parquet)
+    files = {
+        "model.keras": bundles.model_bytes(networks.build(config.network, INPUT_SIZE, config.seed)),
+        "training_images.parquet": parquet.getvalue(),
+        "evaluation/metrics.json": b"{}\n",
+    }
+    draft = Bundle(bundles.seal(manifest, files), files["model.keras"], files["training_images.parquet"])
+    lesions = [decode(lesion(code, seed), INPUT_SIZE).pixels for code in taxonomy.CODES for seed in range(4)]
+    p_melanoma = Predictor(draft).probabilities(np.stack(lesions))[:, taxonomy.CODES.index(taxonomy.MELANOMA)]
+    review, urgent = np.quantile(p_melanoma, [0.7, 0.9]).tolist()
+    manifest["thresholds"] = {"review": review, "urgent": urgent, "chosen": "to raise 11 of 36 generated lesions"}
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    bundles.write(str(folder), manifest, files)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_path: Path) -> Bundle:
+    return bundles.load(str(bundle_path))
+
+
+@pytest.fixture(scope="session")
+def predictor(bundle: Bundle) -> Predictor:
+    return Predictor(bundle)
+
+
+@pytest.fixture(scope="session")
+def other_bundle_path(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle with other weights than `bundle`, and all else alike. Not to be written to."""
+    from melanoma.training import networks
+
+    config = TrainConfig.model_validate(bundle.manifest["training"]["config"])
+    model = networks.build(config.network, bundle.input_size, config.seed + 1)
+    manifest = {key: value for key, value in bundle.manifest.items() if key not in ("model_version", "files")}
+    folder = tmp_path_factory.mktemp("bundle") / "other"
+    bundles.write(
+        str(folder),
+        manifest,
+        {"model.keras": bundles.model_bytes(model), "training_images.parquet": bundle.training_images},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(s3: LocalS3) -> Iterator[None]:
+    """A Ray of the test module's own, as the commands start it. Its workers know of `s3`, as they inherit this
+    process's environment."""
+    from melanoma import cluster
+
+    cluster.connect()
+    yield
+    cluster.disconnect()
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said, and the code that it ended with."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """``command("score", folder, ...)`` is `melanoma score folder ...` in this process."""
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Said(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    """The command `melanoma` of the environment that runs the tests."""
+    return str(Path(sys.executable).with_name("melanoma"))
+
+
+@pytest.fixture
+def program_environment() -> dict[str, str]:
+    """What a user's shell has: this environment without what the Ray of a test has put into it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

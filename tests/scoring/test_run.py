@@ -1,0 +1,499 @@
+"""Nights over an archive: every object ends in scores or in rejects, once, and what a later night does again."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from melanoma import config, storage, synthetic, taxonomy, triage
+from melanoma.bundle import Bundle
+from melanoma.errors import InputError, MelanomaError
+from melanoma.local_s3 import LocalS3
+from melanoma.scoring.run import Outcome, Progress, read_alerts, score
+from melanoma.taxonomy import image_id_of
+
+MAX_BYTES = 8_000_000
+GONE = "taken away/after the listing.jpg"
+NAMES = [
+    "a b.jpg",
+    'it\'s "q".jpg',
+    "a#b?c.jpg",
+    "100%.jpg",
+    "100%25.jpg",
+    "a+b&c=d;e,f@g!h$i(j)[k]{l}.jpg",
+    "Läsion \u0065\u0301 zerlegt.jpg",
+    "皮膚/病変.jpg",
+    "-rf.jpg",
+    ".hidden.jpg",
+    "no ending",
+    "two.endings.png.JPG",
+    "run_date=2020-01-01/run_id=x/p.parquet",
+    "deep/er/and/deep/er/x.jpg",
+]
+
+
+@dataclass(frozen=True)
+class Night:
+    """One committed run, with what it was made of."""
+
+    archive: str
+    out: str
+    files: Path  # where the objects of `out` lie on this machine
+    expected: dict[str, str | None]  # each object's URI, and its error kind, None for a picture
+    outcome: Outcome
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.outcome.record
+
+    def rows(self, kind: str) -> pd.DataFrame:
+        """The rows of this run, read as an analyst reads them, before pandas sees a type that is not plain."""
+        run = self.files / kind / f"run_date={self.record['run_date']}" / f"run_id={self.record['run_id']}"
+        return pd.DataFrame([row for path in sorted(run.iterdir()) for row in pq.ParquetFile(path).read().to_pylist()])
+
+
+def settings(archive: str | Path, out: str | Path, bundle: Path, **values: Any) -> config.ScoreConfig:
+    return config.load(config.ScoreConfig, None, archive=str(archive), out=str(out), bundle=str(bundle), **values)
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder: when it was written, and what."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., bytes]) -> tuple[Path, dict[str, Any]]:
+    """A folder as hospitals have them, and of each name what must become of it. Not to be written to."""
+    folder = tmp_path_factory.mktemp("archive") / "archive"
+    pictures = [synthetic.draw_lesion(taxonomy.CODES[n % 9], n, 120, 100) for n in range(24)]
+    files: dict[str, tuple[bytes, str | None]]
+    files = {f"good/{name}": (data, None) for name, data in synthetic.good_files(pictures)}
+    files |= {f"broken/{file.name}": (file.data, file.error_kind) for file in synthetic.broken_files()}
+    files |= {name: (lesion("MEL", number), None) for number, name in enumerate(NAMES)}
+    files["twice.jpg"] = files["the same again.jpg"] = (lesion("NV", 1), None)
+    files["film.avi"] = (bytes(MAX_BYTES + 1), "too_large")
+    files[GONE] = (lesion("NV", 2), None)
+    for name, (data, _) in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder, {name: kind for name, (_, kind) in files.items()}
+
+
+def first_night(folder: Path, uri: str, expected: dict[str, Any], out: str, files: Path, bundle: Path) -> Night:
+    def say(line: str) -> None:
+        # The run says this between its listing and its first read.
+        if "objects listed" in line:
+            (folder / GONE).unlink()
+
+    outcome = score(
+        settings(uri, out, bundle, run_date="2026-11-20", shard_size=20, max_bytes=MAX_BYTES, workers=2), say=say
+    )
+    objects = {f"{uri}/{name}": kind for name, kind in expected.items()} | {f"{uri}/{GONE}": "not_found"}
+    return Night(uri, out, files, objects, outcome)
+
+
+@pytest.fixture(scope="module")
+def local_night(
+    archive: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, bundle_path: Path, ray_cluster: None
+) -> Night:
+    """A night over a folder, in which there is what only a folder can hold."""
+    folder = tmp_path_factory.mktemp("local") / "archive"
+    shutil.copytree(archive[0], folder)
+    expected: dict[str, Any] = dict(archive[1])
+    (folder / "dangling link.jpg").symlink_to("nowhere")
+    (folder / "link.jpg").symlink_to(folder / "twice.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / os.fsdecode(b"latin1-\xe9.jpg")).write_bytes((folder / "twice.jpg").read_bytes())
+    expected |= {
+        "dangling link.jpg": "not_found",
+        "link.jpg": None,
+        "pipe.jpg": "access",
+        "latin1-\\xe9.jpg": "not_found",
+    }
+    if os.geteuid() != 0:  # root may read everything
+        (folder / "secret.jpg").write_bytes(b"secret")
+        (folder / "secret.jpg").chmod(0)
+        expected["secret.jpg"] = "access"
+    out = tmp_path_factory.mktemp("local_results") / "results"
+    return first_night(folder, str(folder), expected, str(out), out, bundle_path)
+
+
+@pytest.fixture(scope="module")
+def s3_night(archive: tuple[Path, dict[str, Any]], s3: LocalS3, bundle_path: Path, ray_cluster: None) -> Night:
+    """A night over a bucket. Another archive's name begins like this one's."""
+    bucket = s3.root / "nights"
+    shutil.copytree(archive[0], bucket / "archive")
+    shutil.copytree(archive[0] / "good", bucket / "archive-2")
+    out = "s3://nights/results"
+    return first_night(bucket / "archive", "s3://nights/archive", archive[1], out, bucket / "results", bundle_path)
+
+
+@pytest.fixture(scope="module", params=["local", "s3"])
+def night(request: pytest.FixtureRequest) -> Night:
+    found: Night = request.getfixturevalue(f"{request.param}_night")
+    return found
+
+
+def test_every_object_is_in_scores_or_in_rejects_once(night: Night) -> None:
+    uris = Counter([*night.rows("scores")["image_uri"], *night.rows("rejects")["image_uri"]])
+    assert set(uris) == set(night.expected)
+    assert set(uris.values()) == {1}
+    assert set(night.rows("scores")["image_uri"]) == {uri for uri, kind in night.expected.items() if kind is None}
+
+
+def test_every_reject_says_why(night: Night) -> None:
+    rejects = night.rows("rejects").set_index("image_uri")
+    assert rejects["error_kind"].to_dict() == {uri: kind for uri, kind in night.expected.items() if kind is not None}
+    assert set(rejects["error_kind"]) >= {
+        "empty", "truncated", "not_an_image", "unsupported", "too_large", "dicom", "not_found"
+    }  # fmt: skip
+    assert rejects["error"].str.fullmatch(r"[^\n]+\.").all()
+    # No content was read of these, and none has a digest.
+    unread = rejects["error_kind"].isin(["not_found", "access"]) | rejects.index.str.endswith("film.avi")
+    assert rejects["content_sha256"].isna().equals(unread)
+
+
+def test_the_files_have_the_columns_and_types_of_the_contract(night: Night) -> None:
+    schemas = {"scores": triage.SCORES, "rejects": triage.REJECTS, "alerts": triage.ALERTS}
+    for kind, schema in schemas.items():
+        paths = list((night.files / kind).rglob("*.parquet"))
+        assert paths
+        for path in paths:
+            assert pq.ParquetFile(path).schema_arrow.equals(schema), path
+    codes = [f"p_{code}" for code in taxonomy.CODES]
+    assert triage.SCORES.names == [
+        *("run_id", "run_date", "scored_at", "image_uri", "image_id", "patient_id", "content_sha256"),
+        *("model_version", "diagnosis", *codes, "p_melanoma", "p_malignant", "alert_level", "threshold"),
+        *("quality", "outlier_score"),
+    ]
+    assert triage.ALERTS.names == [*triage.SCORES.names, "rank", "explanation_uri"]
+    assert {str(triage.SCORES.field(name).type) for name in codes} == {"float"}
+
+
+def test_scores_say_what_the_columns_promise(night: Night, bundle: Bundle) -> None:
+    scores = night.rows("scores")
+    p = scores[[f"p_{code}" for code in taxonomy.CODES]].to_numpy()
+    assert p.min() >= 0
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
+    assert np.ptp(p, axis=0).max() > 0.01, "the pictures must not all look alike to the model"
+    assert scores["diagnosis"].tolist() == [taxonomy.CODES[index] for index in p.argmax(axis=1)]
+    assert scores["p_melanoma"].equals(scores["p_MEL"])
+    np.testing.assert_allclose(scores["p_malignant"], scores[["p_BCC", "p_MEL", "p_SCC"]].sum(axis=1), atol=1e-6)
+    assert set(scores["model_version"]) == {bundle.version}
+    assert (set(scores["run_id"]), set(scores["run_date"])) == ({night.record["run_id"]}, {"2026-11-20"})
+    assert scores["image_id"].tolist() == [image_id_of(uri) for uri in scores["image_uri"]]
+    assert [value.utcoffset().total_seconds() for value in scores["scored_at"]] == [0] * len(scores)
+    for uri, digest in zip(scores["image_uri"], scores["content_sha256"], strict=True):
+        assert digest == hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    review, urgent = (np.float32(bundle.thresholds[level]) for level in ("review", "urgent"))
+    assert set(scores["threshold"]) == {float(review)}
+    levels = np.select([scores["p_melanoma"] >= urgent, scores["p_melanoma"] >= review], ["urgent", "review"], "none")
+    assert scores["alert_level"].tolist() == levels.tolist()
+    assert set(levels) == {"none", "review", "urgent"}
+    assert all(set(value) == {"sharpness", "exposure"} and 0 <= value["exposure"] <= 1 for value in scores["quality"])
+    assert (scores["outlier_score"] >= 0).all()
+
+
+def test_alerts_are_the_raised_scores_most_probable_first(night: Night) -> None:
+    files = list((night.files / "alerts").rglob("*"))
+    assert [path.name for path in files if path.is_file()] == ["alerts.parquet"]
+    alerts, scores = night.rows("alerts"), night.rows("scores")
+    assert alerts["rank"].tolist() == list(range(1, len(alerts) + 1))
+    assert alerts["p_melanoma"].is_monotonic_decreasing
+    raised = scores[scores["alert_level"] != "none"].sort_values("image_uri", ignore_index=True)
+    shared = alerts[scores.columns].sort_values("image_uri", ignore_index=True)
+    pd.testing.assert_frame_equal(shared, raised)
+    assert read_alerts(night.out).to_pylist() == alerts.to_dict("records")
+
+
+def test_the_commit_record_counts_what_is_there(night: Night, bundle: Bundle) -> None:
+    record = json.loads((night.files / "runs" / f"run_id={night.record['run_id']}.json").read_text())
+    assert record == night.record
+    rejects, alerts = night.rows("rejects"), night.rows("alerts")
+    assert record["counts"] == {
+        "listed": len(night.expected),
+        "already_scored": 0,
+        "scored": len(night.rows("scores")),
+        "rejected": len(rejects),
+        "rejects_by_kind": dict(sorted(Counter(rejects["error_kind"]).items())),
+        "alerts": len(alerts),
+        "urgent": int((alerts["alert_level"] == "urgent").sum()),
+        "review": int((alerts["alert_level"] == "review").sum()),
+    }
+    assert (record["model_version"], record["archive"]) == (bundle.version, night.archive)
+    assert record["thresholds"] == bundle.manifest["thresholds"]
+    assert record["stages"]["workers"] == 2
+    assert night.outcome.changed
+
+
+def test_a_bomb_of_3600_megapixels_takes_no_memory(night: Night) -> None:
+    bombs = night.rows("rejects").loc[lambda rows: rows["image_uri"].str.endswith("/bomb.png")]
+    assert bombs["error_kind"].tolist() == ["too_large"]
+    assert 10**8 < night.record["stages"]["peak_memory_bytes"] < 10**9
+
+
+def test_the_bucket_and_the_folder_get_the_same_answers(local_night: Night, s3_night: Night) -> None:
+    answers = []
+    for night in (local_night, s3_night):
+        rows = pd.concat([night.rows("scores"), night.rows("rejects")])
+        rows["name"] = [uri.removeprefix(night.archive) for uri in rows["image_uri"]]
+        answers.append(rows.set_index("name").drop(columns=["run_id", "scored_at", "image_uri", "error"]))
+    local, s3 = answers
+    pd.testing.assert_frame_equal(local.loc[s3.index].drop(columns="quality"), s3.drop(columns="quality"), atol=1e-6)
+
+
+def test_pandas_reads_the_results_where_they_are(s3_night: Night) -> None:
+    scores = pd.read_parquet(f"{s3_night.out}/scores")
+    assert sorted(scores["image_uri"]) == sorted(s3_night.rows("scores")["image_uri"])
+
+
+# --- the nights after ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def next_night(local_night: Night, lesion: Callable[..., bytes], bundle_path: Path) -> tuple[Night, set[str]]:
+    """The folder a day later, and the URIs that are to be scored: two new, one changed, one come back."""
+    folder = Path(local_night.archive)
+    changed = folder / "twice.jpg"
+    before = changed.stat()
+    changed.write_bytes(lesion("MEL", 77))
+    assert changed.stat().st_mtime_ns > before.st_mtime_ns
+    (folder / "new 1.jpg").write_bytes(lesion("BCC", 1))
+    (folder / "new").mkdir()
+    (folder / "new" / "2.jpg").write_bytes(lesion("BCC", 2))
+    (folder / GONE).write_bytes(lesion("NV", 2))
+    # Two more that the folder's links and odd names bring: they are tried every night.
+    again = {f"{folder}/{name}" for name in ("twice.jpg", "link.jpg", "new 1.jpg", "new/2.jpg", GONE)}
+    outcome = score(settings(folder, local_night.out, bundle_path, run_date="2026-11-21", workers=1), say=silent)
+    return Night(str(folder), local_night.out, local_night.files, {}, outcome), again
+
+
+def test_the_next_night_scores_what_is_new_changed_or_could_not_be_fetched(
+    local_night: Night, next_night: tuple[Night, set[str]]
+) -> None:
+    night, again = next_night
+    assert set(night.rows("scores")["image_uri"]) == again
+    transient = {uri for uri, kind in local_night.expected.items() if kind in ("not_found", "access")}
+    assert set(night.rows("rejects")["image_uri"]) == transient - again
+    listed = len(local_night.expected) + 2
+    counts = night.record["counts"]
+    assert (counts["listed"], counts["already_scored"]) == (listed, listed - len(again | transient))
+    now = night.rows("scores").set_index("image_uri")["content_sha256"][f"{night.archive}/twice.jpg"]
+    then = local_night.rows("scores").set_index("image_uri")["content_sha256"][f"{night.archive}/twice.jpg"]
+    assert now != then
+
+
+def test_two_nights_are_one_table(local_night: Night, next_night: tuple[Night, set[str]]) -> None:
+    for kind in ("scores", "rejects", "alerts"):
+        table = pd.read_parquet(local_night.files / kind)
+        nights = Counter({night.record["run_id"]: len(night.rows(kind)) for night in (local_night, next_night[0])})
+        assert Counter(table["run_id"]) == +nights
+    assert set(pd.read_parquet(local_night.files / "scores")["run_date"]) == {"2026-11-20", "2026-11-21"}
+
+
+def test_a_finished_night_run_again_changes_nothing(local_night: Night, bundle_path: Path) -> None:
+    before = contents(local_night.files)
+    spellings = [local_night.archive, f"{local_night.archive}/", f"file://{local_night.archive}"]
+    for spelling in spellings:
+        outcome = score(settings(spelling, f"{local_night.out}/", bundle_path, run_date="2026-11-20"), say=silent)
+        assert (outcome.changed, outcome.record) == (False, local_night.record)
+    assert contents(local_night.files) == before
+
+
+def test_another_model_scores_everything_again_beside_the_first(
+    s3_night: Night, bundle_path: Path, other_bundle_path: Path
+) -> None:
+    before = contents(s3_night.files)
+    outcome = score(
+        settings(f"{s3_night.archive}/", s3_night.out, other_bundle_path, run_date="2026-11-20", max_bytes=MAX_BYTES),
+        say=silent,
+    )
+    other = Night(s3_night.archive, s3_night.out, s3_night.files, {}, outcome)
+    assert outcome.record["counts"]["already_scored"] == 0
+    assert outcome.record["run_id"] != s3_night.record["run_id"]
+    assert outcome.record["model_version"] != s3_night.record["model_version"]
+    first, second = (night.rows("scores").set_index("image_uri") for night in (s3_night, other))
+    assert sorted(first.index) == sorted(second.index)
+    assert np.abs(first["p_melanoma"] - second["p_melanoma"]).max() > 1e-3
+    after = contents(s3_night.files)
+    assert {name: after[name] for name in before} == before
+    assert len(pd.read_parquet(s3_night.files / "scores")) == 2 * len(first)
+
+
+def test_all_scores_again_what_is_scored(
+    local_night: Night, next_night: tuple[Night, set[str]], tmp_path: Path, bundle_path: Path
+) -> None:
+    out = tmp_path / "results"
+    shutil.copytree(local_night.files, out)
+    counts = []
+    for date, everything in [("2026-11-22", False), ("2026-11-23", True)]:
+        chosen = settings(local_night.archive, out, bundle_path, run_date=date, all=everything, max_bytes=MAX_BYTES)
+        counts.append(score(chosen, say=silent).record["counts"])
+    assert (counts[0]["scored"], counts[0]["alerts"]) == (0, 0)
+    assert read_alerts(str(out), "2026-11-22").num_rows == 0
+    assert (counts[1]["scored"] + counts[1]["rejected"], counts[1]["already_scored"]) == (counts[0]["listed"], 0)
+    assert counts[1]["scored"] == len(local_night.rows("scores")) + 3, "two that are new, and one that came back"
+    assert read_alerts(str(out)).num_rows == counts[1]["alerts"] > 0
+
+
+# --- interrupted -----------------------------------------------------------------------------------------------------
+
+
+def workers() -> set[int]:
+    """The process ids of the scoring workers of this process's own Ray."""
+    parents: dict[int, int] = {}
+    names: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                names[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):  # it has just ended
+                continue
+
+    def ancestors(pid: int) -> Iterator[int]:
+        while pid := parents.get(pid, 0):
+            yield pid
+
+    return {pid for pid, name in names.items() if "ShardScorer" in name and os.getpid() in ancestors(pid)}
+
+
+def test_a_run_survives_the_death_of_its_worker(
+    tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path, ray_cluster: None
+) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    data = lesion("NV", 0, size=1500)
+    for number in range(48):
+        (archive / f"{number}.jpg").write_bytes(data)
+    seen: list[set[int]] = []
+
+    def kill_one(_: Progress) -> None:
+        seen.append(workers())
+        if len(seen) == 1:
+            os.kill(min(seen[0]), signal.SIGKILL)
+
+    # A worker on every core there is: none is left for anything else.
+    record = score(settings(archive, tmp_path / "out", bundle_path, shard_size=2), kill_one, silent).record
+    assert set.union(*seen) - seen[0], "the worker had nothing left to do when it was killed"
+    assert (record["counts"]["scored"], record["counts"]["rejected"]) == (48, 0)
+    uris = pd.read_parquet(tmp_path / "out" / "scores")["image_uri"]
+    assert sorted(uris) == sorted(str(path) for path in archive.iterdir())
+
+
+@pytest.fixture
+def died_before_its_record(local_night: Night, tmp_path: Path) -> tuple[Path, config.ScoreConfig]:
+    """What a night leaves that dies after its last shard: all but the commit record. And the night's own command."""
+    out = tmp_path / "results"
+    for kind in ("scores", "rejects", "alerts", "runs"):
+        run = f"run_id={local_night.record['run_id']}"
+        for path in (local_night.files / kind).rglob(f"{run}/*"):
+            target = out / path.relative_to(local_night.files)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+    record = local_night.record
+    return out, config.ScoreConfig(archive=local_night.archive, out=str(out), bundle="", run_date=record["run_date"])
+
+
+def test_a_run_that_died_before_its_record_is_only_committed(
+    died_before_its_record: tuple[Path, config.ScoreConfig], local_night: Night, bundle_path: Path
+) -> None:
+    out, command = died_before_its_record
+    with pytest.raises(InputError, match="no finished run"):
+        read_alerts(str(out))
+    before = contents(out)
+    # Without a date: it may be past midnight.
+    for date in (None, "2026-11-20"):
+        outcome = score(command.model_copy(update={"bundle": str(bundle_path), "run_date": date}), say=silent)
+        assert outcome.record["run_id"] == local_night.record["run_id"]
+        assert outcome.record["counts"] == local_night.record["counts"]
+        assert outcome.changed == (date is None)
+    after = contents(out)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        f"runs/run_id={local_night.record['run_id']}.json",
+        *(name for name in before if name.startswith("alerts/")),
+    }
+    assert all(after[name][1] == content for name, (_, content) in before.items())
+
+
+def test_a_run_whose_results_do_not_add_up_is_not_committed(
+    died_before_its_record: tuple[Path, config.ScoreConfig], bundle_path: Path
+) -> None:
+    out, command = died_before_its_record
+    first, second, *_ = sorted((out / "scores").rglob("*.parquet"))
+    shutil.copy(first, second)
+    with pytest.raises(MelanomaError, match="is not committed"):
+        score(command.model_copy(update={"bundle": str(bundle_path)}), say=silent)
+    assert not list((out / "runs").glob("*.json"))
+
+
+def test_a_worker_that_cannot_write_ends_the_run_with_its_reason(
+    lesions: Path, tmp_path: Path, bundle_path: Path, ray_cluster: None
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "rejects").write_text("in the way")
+    chosen = settings(lesions, out, bundle_path, run_date="2026-11-20", workers=1)
+    with pytest.raises(MelanomaError) as caught:
+        score(chosen, say=silent)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    assert "not a directory. The same command goes on with it." in str(caught.value)
+    assert not list((out / "runs").glob("*.json"))
+
+
+# --- refused before anything is written ------------------------------------------------------------------------------
+
+
+def test_a_run_id_of_another_archive_or_model_is_refused(
+    local_night: Night, lesions: Path, bundle_path: Path, other_bundle_path: Path
+) -> None:
+    before = contents(local_night.files)
+    taken = local_night.record["run_id"]
+    for chosen in (
+        settings(lesions, local_night.out, bundle_path, run_id=taken),
+        settings(local_night.archive, local_night.out, other_bundle_path, run_id=taken),
+    ):
+        with pytest.raises(InputError, match=r"choose another --run-id"):
+            score(chosen, say=silent)
+    assert contents(local_night.files) == before
+
+
+@pytest.mark.parametrize("below", ["", "results", "deep/er"])
+def test_results_within_the_archive_are_refused(lesions: Path, bundle_path: Path, below: str) -> None:
+    before = contents(lesions)
+    with pytest.raises(InputError, match="lies in the archive"):
+        score(settings(lesions, lesions / below, bundle_path), say=silent)
+    assert contents(lesions) == before
+    # A neighbour whose name begins alike is none.
+    with pytest.raises(InputError, match="cannot be listed"):
+        score(settings(lesions / "nowhere", f"{lesions}/nowhere-2", bundle_path), say=silent)
+
+
+def test_alerts_of_a_day_without_a_run_name_the_days_that_have_one(
+    local_night: Night, next_night: tuple[Night, set[str]], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="there are runs of 2026-11-20, 2026-11-21"):
+        read_alerts(local_night.out, "2026-11-22")
+    with pytest.raises(InputError, match="no finished run"):
+        read_alerts(str(tmp_path))

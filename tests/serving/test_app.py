@@ -1,0 +1,237 @@
+"""The endpoint, started as a user starts it: what it answers, whom, and what is left when it is stopped."""
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from melanoma import synthetic, taxonomy, triage
+from melanoma.bundle import Bundle
+from melanoma.scoring.run import Limits
+
+KEY = "test-key-4f1d0b7c9a2e"
+FIELDS = ["content_sha256", *(field.name for field in triage.PREDICTION_FIELDS)]
+MAX_BYTES = Limits().max_bytes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and they in turn."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):  # it has just ended
+                continue
+    found: set[int] = set()
+    ahead = {pid}
+    while ahead := {child for child, parent in parents.items() if parent in ahead} - found:
+        found |= ahead
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, key: str | None = KEY
+    ) -> tuple[int, dict[str, Any]]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, {"X-API-Key": key} if key is not None else {})
+            response = connection.getresponse()
+            content = response.read()
+            assert response.getheader("content-type") == "application/json", content
+            return response.status, json.loads(content)
+        finally:
+            connection.close()
+
+    def predict(self, body: bytes | None, key: str | None = KEY) -> tuple[int, dict[str, Any]]:
+        return self.ask("POST", "/v1/predict", body, key)
+
+
+def start(program: str, environment: dict[str, str], bundle: Path, folder: Path) -> Server:
+    port, log = free_port(), folder / "serve.log"
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [program, "serve", "--bundle", str(bundle), "--port", str(port)],
+            env={**environment, "MELANOMA_API_KEY": KEY},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 180
+    while "answers at" not in log.read_text():
+        if process.poll() is not None or time.monotonic() > deadline:
+            stop(process)
+            raise AssertionError(f"the endpoint did not start: {log.read_text()}")
+        time.sleep(0.1)
+    return Server(port, process, log)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a server that a test has not ended, and its Ray with it."""
+    for pid in [*descendants(process.pid), process.pid]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(program: str, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    running = start(program, environment, bundle_path, tmp_path_factory.mktemp("server"))
+    yield running
+    stop(running.process)
+
+
+def test_a_picture_is_answered_with_the_columns_of_a_score(
+    server: Server, lesion: Callable[..., bytes], bundle: Bundle
+) -> None:
+    data = lesion("MEL", 1)
+    status, answer = server.predict(data)
+    assert (status, list(answer)) == (200, FIELDS)
+    assert answer["content_sha256"] == hashlib.sha256(data).hexdigest()
+    assert answer["model_version"] == bundle.version
+    assert sum(answer[f"p_{code}"] for code in taxonomy.CODES) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_endpoint_answers_as_the_command_does(
+    server: Server, command: Callable[..., Any], bundle_path: Path, tmp_path: Path
+) -> None:
+    pictures = [synthetic.draw_lesion(taxonomy.CODES[n % 9], n, 120, 100) for n in range(48)]
+    files = [data for _, data in synthetic.good_files(pictures)]
+    paths = []
+    for number, data in enumerate(files):
+        paths.append(tmp_path / f"{number:02}")
+        paths[-1].write_bytes(data)
+    said = json.loads(command("predict", *paths, "--bundle", bundle_path, "--json").out)
+    for row, data in zip(said, files, strict=True):
+        status, answer = server.predict(data)
+        assert status == 200
+        for name in FIELDS:
+            assert answer[name] == pytest.approx(row[name], abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "key", [None, "", "wrong", KEY[:-1], KEY + "x", KEY.upper(), hashlib.sha256(KEY.encode()).hexdigest()]
+)
+@pytest.mark.parametrize("size", [None, 1000, MAX_BYTES + 1])
+def test_without_the_key_nothing_is_answered(server: Server, key: str | None, size: int | None) -> None:
+    status, answer = server.predict(None if size is None else bytes(size), key)
+    assert (status, answer["error_kind"]) == (401, "unauthorized")
+    assert "X-API-Key" in answer["error"]
+
+
+def test_health_is_answered_without_a_key(server: Server, bundle: Bundle) -> None:
+    assert server.ask("GET", "/healthz", key=None) == (200, {"status": "ok", "model_version": bundle.version})
+
+
+def test_what_is_too_large_is_refused(server: Server) -> None:
+    status, answer = server.predict(bytes(MAX_BYTES + 1))
+    assert (status, answer["error_kind"]) == (413, "too_large")
+    bomb = next(file for file in synthetic.broken_files() if file.error_kind == "too_large")
+    status, answer = server.predict(bomb.data)
+    assert (status, answer["error_kind"]) == (413, "too_large")
+    assert server.predict(bytes(MAX_BYTES))[0] == 422
+
+
+def test_what_is_no_picture_says_why(server: Server) -> None:
+    for file in synthetic.broken_files():
+        if file.error_kind == "too_large":
+            continue
+        status, answer = server.predict(file.data)
+        assert (status, answer["error_kind"]) == (422, file.error_kind), file.name
+        assert re.fullmatch(r"[A-Z][^\n]+\.", answer["error"])
+        assert answer["content_sha256"] == hashlib.sha256(file.data).hexdigest()
+
+
+def test_there_is_nothing_else(server: Server) -> None:
+    for method, path in [("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/redoc"), ("GET", "/v1")]:
+        assert server.ask(method, path)[0] == 404, path
+    assert server.ask("GET", "/v1/predict")[0] == 405
+
+
+def test_twenty_at_once_are_all_answered(server: Server, lesion: Callable[..., bytes]) -> None:
+    files = [lesion(taxonomy.CODES[n % 9], n) for n in range(20)]
+    with ThreadPoolExecutor(max_workers=20) as pool:
+        answers = list(pool.map(server.predict, files))
+    assert [status for status, _ in answers] == [200] * 20
+    assert [answer["content_sha256"] for _, answer in answers] == [hashlib.sha256(data).hexdigest() for data in files]
+
+
+@pytest.mark.parametrize("key", [None, "", "short", "k" * 15])
+def test_it_does_not_start_without_a_key_that_cannot_be_guessed(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bundle_path: Path, key: str | None
+) -> None:
+    monkeypatch.delenv("MELANOMA_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("MELANOMA_API_KEY", key)
+    said = command("serve", "--bundle", bundle_path, "--port", free_port())
+    assert (said.code, said.out) == (2, "")
+    assert re.fullmatch(r"melanoma: Set MELANOMA_API_KEY to a secret of at least 16 characters[^\n]*\n", said.err)
+
+
+def test_a_port_that_is_taken_is_one_line(
+    server: Server, program: str, program_environment: dict[str, str], bundle_path: Path
+) -> None:
+    done = subprocess.run(
+        [program, "serve", "--bundle", str(bundle_path), "--port", str(server.port)],
+        env={**program_environment, "MELANOMA_API_KEY": KEY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    said = f"melanoma: The endpoint did not start on 127.0.0.1:{server.port}: "
+    assert re.fullmatch(re.escape(said) + r"[^\n]*bind[^\n]*\n", done.stderr), done.stderr
+    assert server.ask("GET", "/healthz")[0] == 200
+
+
+# The last: it stops what the others ask.
+def test_stopped_it_leaves_no_process_and_no_key_in_any_log(server: Server) -> None:
+    started = descendants(server.process.pid)
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in alive(started)}
+    (session,) = {found[0] for name in names.values() if (found := re.search(r"/tmp/ray/session_[\w-]+", name))}
+    assert any("ServeReplica" in name for name in names.values())
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    deadline = time.monotonic() + 30
+    while alive(started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(started), [names[pid] for pid in alive(started)]
+    logs = [path for path in Path(session).rglob("*") if path.is_file()]
+    assert any(path.name.startswith("replica_") for path in logs)
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    for path in [server.log, *logs]:
+        content = path.read_bytes()
+        assert KEY.encode() not in content, path
+        assert digest.encode() not in content, path
+    assert server.log.read_text().splitlines()[0].startswith("Model ")
