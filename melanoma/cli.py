@@ -5,6 +5,7 @@ Answers go to standard output, progress to standard error.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -34,8 +34,9 @@ app = typer.Typer(
 )
 # Text is never wrapped in the middle of a path, and a table that goes to a file is not squeezed into 80 columns.
 _WIDTH = None if sys.stdout.isatty() else 160
-answer = Console(highlight=False, soft_wrap=True, width=_WIDTH)
-progress_console = Console(stderr=True, highlight=False, soft_wrap=True)
+# Paths and labels are the users' own words: square brackets in them are not markup.
+answer = Console(highlight=False, markup=False, soft_wrap=True, width=_WIDTH)
+progress_console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 BundleOption = Annotated[str | None, typer.Option("--bundle", help="The model: a folder or an s3:// URI.")]
@@ -74,7 +75,7 @@ def _fail(message: str, code: int) -> int:
 
 def say(message: str) -> None:
     """One line of progress."""
-    progress_console.print(escape(message))
+    progress_console.print(message)
 
 
 def _import_tensorflow() -> None:
@@ -230,7 +231,7 @@ def audit(
             names = ", ".join(storage.name(uri) for uri in finding.images[:3])
             more = f" and {len(finding.images) - 3} more" if len(finding.images) > 3 else ""
             between = " / ".join(finding.among)
-            table.add_row(finding.kind, finding.by, escape(finding.value), between, escape(names + more))
+            table.add_row(finding.kind, finding.by, finding.value, between, names + more)
         if findings:
             answer.print(table)
         kinds = Counter(finding.kind for finding in findings)
@@ -241,7 +242,7 @@ def audit(
 # --- Models ----------------------------------------------------------------------------------------------------------
 
 
-@app.command(epilog="Example: melanoma train --config configs/train.yaml --out out/bundle epochs=10 workers=2")
+@app.command(epilog="Example: melanoma train --config configs/train.yaml --out out/bundle epochs=10 seed=1")
 def train(
     config_file: Annotated[str, typer.Option("--config", help="YAML of the training, such as configs/train.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
@@ -321,7 +322,7 @@ def _print_metrics(metrics: dict[str, Any], split: str) -> None:
             table.add_row(name.replace("_", " "), f"{figure['value']:.3f}", interval)
     answer.print(table)
     if metrics.get("leak_warning"):
-        answer.print(f"[bold red]{escape(metrics['leak_warning'])}[/]")
+        answer.print(metrics["leak_warning"], style="bold red")
 
 
 @app.command(epilog="Example: melanoma predict lesion.jpg --bundle out/bundle --explain out/explained")
@@ -361,7 +362,9 @@ def _explain(predictor: Any, data: bytes, uri: str, folder: str) -> str:
     from melanoma.imaging.decode import decode, decode_image
 
     heat = explain.occlusion_map(predictor, decode(data, predictor.bundle.input_size).pixels)
-    target = storage.join(storage.normalize(folder), f"{storage.name(uri)}.explanation.png")
+    target = storage.join(
+        storage.normalize(folder), f"{taxonomy.image_id_of(uri)}-{hashlib.sha256(data).hexdigest()[:12]}.png"
+    )
     try:
         storage.write_bytes(target, explain.overlay(decode_image(data, longest=800), heat))
     except OSError as error:
@@ -378,9 +381,9 @@ _MEANING = {
 
 def _print_prediction(row: dict[str, Any]) -> None:
     if "error_kind" in row:
-        answer.print(f"[bold]{escape(row['image_uri'])}[/]: rejected ({row['error_kind']}). {escape(row['error'])}\n")
+        answer.print(f"{row['image_uri']}: rejected ({row['error_kind']}). {row['error']}\n")
         return
-    table = Table("diagnosis", "probability", title=escape(row["image_uri"]), title_justify="left")
+    table = Table("diagnosis", "probability", title=row["image_uri"], title_justify="left")
     for code in sorted(taxonomy.CODES, key=lambda code: -row[f"p_{code}"]):
         table.add_row(f"{taxonomy.NAMES[code]} ({code})", f"{row[f'p_{code}']:.1%}")
     answer.print(table)
@@ -390,7 +393,7 @@ def _print_prediction(row: dict[str, Any]) -> None:
     if row["outlier_score"] > 1:
         answer.print("This picture is unlike the images that the model was trained on: do not rely on its answer.")
     if "explanation_uri" in row:
-        answer.print(f"What raised the probability: {escape(row['explanation_uri'])}")
+        answer.print(f"What raised the probability: {row['explanation_uri']}")
     answer.print(f"Model {row['model_version']}. Not a medical device.\n")
 
 
@@ -446,7 +449,7 @@ def print_run(record: dict[str, Any], out: str) -> None:
     counts = record["counts"]
     kinds = ", ".join(f"{number} {kind}" for kind, number in counts["rejects_by_kind"].items())
     answer.print(
-        f"Run {record['run_id']}: {counts['listed']} objects listed, {counts['already_scored']} scored before, "
+        f"Run {record['run_id']}: {counts['listed']} objects listed, {counts['done_before']} done before, "
         f"{counts['scored']} scored, {counts['rejected']} rejected{f' ({kinds})' if kinds else ''}, "
         f"{counts['alerts']} alerts ({counts['urgent']} urgent, {counts['review']} review).",
     )
@@ -474,7 +477,7 @@ def alerts(
             f"{row['p_melanoma']:.1%}",
             row["diagnosis"],
             f"{row['outlier_score']:.1f}",
-            escape(row["image_uri"]),
+            row["image_uri"],
             row["model_version"],
         )
     answer.print(table)
@@ -484,7 +487,7 @@ def alerts(
 @app.command(epilog="Example: MELANOMA_API_KEY=... melanoma serve --bundle out/bundle --port 8000")
 def serve(
     bundle: BundleOption = None,
-    port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Answer single images over HTTP; the key that clients must send is in MELANOMA_API_KEY."""

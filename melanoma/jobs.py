@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-
 from melanoma import cli, config
 from melanoma.errors import InputError
 
@@ -33,7 +31,7 @@ def main(model: type[C], call: Callable[[C], None], description: str | None) -> 
 
 def _refuse_relative_places(settings: C) -> None:
     """A submitted job runs in a copy of the working directory that is thrown away: nothing may be written there."""
-    if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # not run by `ray job submit`
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # what `ray job submit` sets
         return
     for key in _PLACES:
         place = getattr(settings, key, None)

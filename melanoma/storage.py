@@ -7,6 +7,7 @@ Nothing here takes a credential from a configuration file of this project.
 Every failure is a `FileNotFoundError`, a `PermissionError` or another `OSError`, for S3 as for files.
 """
 
+import contextlib
 import functools
 import io
 import json
@@ -34,6 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
+_BODY_ATTEMPTS = 3
 _FORBIDDEN = {
     "AccessDenied",
     "403",
@@ -103,9 +105,10 @@ _client_lock = threading.Lock()
 @functools.cache
 def _client(process: int) -> Any:
     # A session of its own: the default one may not be shared by threads, and keeps the credentials it first saw.
-    return boto3.session.Session().client(
+    session = boto3.session.Session()
+    return session.client(
         "s3",
-        region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        region_name=os.environ.get("AWS_REGION") or session.region_name or "us-east-1",
         config=botocore.config.Config(
             retries={"mode": "standard", "max_attempts": 5},
             connect_timeout=10,
@@ -209,7 +212,8 @@ def _list_local(path: str) -> Iterator[ObjectInfo]:
     os.listdir(path)  # a folder that may not be read is an error, not an empty archive
     for folder, folders, files in os.walk(path, onerror=_raise):
         folders.sort()
-        for file in sorted(files):
+        # A linked folder is not followed, for it may lead round in a circle; listed, it ends in the rejects.
+        for file in sorted([*files, *(name for name in folders if os.path.islink(posixpath.join(folder, name)))]):
             yield _local_info(posixpath.join(folder, file))
 
 
@@ -237,11 +241,14 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
     count = -1 if limit is None else limit + 1
     if is_s3(uri):
         bucket, key = _split(uri)
-        body = _s3().get_object(Bucket=bucket, Key=key)["Body"]
-        try:
-            return bytes(body.read(None if limit is None else count))
-        finally:
-            body.close()
+        for _ in range(_BODY_ATTEMPTS):
+            response = _s3().get_object(Bucket=bucket, Key=key)
+            wanted = int(response["ContentLength"]) if limit is None else min(int(response["ContentLength"]), count)
+            with contextlib.closing(response["Body"]) as body, contextlib.suppress(botocore.exceptions.BotoCoreError):
+                # botocore repeats a request, but not a body that breaks off, and takes part of one for all of it.
+                if len(data := bytes(body.read(wanted))) == wanted:
+                    return data
+        raise ConnectionError(f"The object store broke off while sending {uri}.")
     if not stat.S_ISREG(os.stat(uri).st_mode):
         raise OSError(f"{uri} is not a regular file.")
     with open(uri, "rb") as file:
@@ -269,6 +276,26 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@_plain_errors
+def delete(uri: str) -> None:
+    """Delete an object; no error where there is none."""
+    if is_s3(uri):
+        bucket, key = _split(uri)
+        _s3().delete_object(Bucket=bucket, Key=key)
+    else:
+        Path(uri).unlink(missing_ok=True)
+
+
+def check_writable(uri: str) -> None:
+    """Raise InputError where objects cannot be written below `uri`: better before hours of work than after."""
+    probe = join(normalize(uri), ".write-test")
+    try:
+        write_bytes(probe, b"")
+        delete(probe)
+    except OSError as error:
+        raise InputError(f"Nothing can be written to {uri}: {error}") from None
 
 
 @_plain_errors

@@ -104,6 +104,14 @@ def merged_classes(labels: Iterable[str], among: Iterable[str] = CODES) -> tuple
     return tuple(sorted((join(group) for group in groups), key=lambda c: CODES.index(c.split("|")[0])))
 
 
+def identity(image_id: str, uri: str | None) -> str:
+    """What tells a photograph from others: an ISIC id wherever it stands, any other id only in its own folder.
+
+    Many sets number the files of each class folder anew: benign/1.jpg and malignant/1.jpg are two photographs.
+    """
+    return image_id if re.fullmatch(r"ISIC_\d+", image_id) else f"{(uri or '').rpartition('/')[0]}/{image_id}"
+
+
 def image_id_of(uri: str) -> str:
     """The file name without its ending; ISIC's ``_downsampled`` copies bear the id of their original."""
     stem = uri.rsplit("/", 1)[-1].rsplit(".", 1)[0]

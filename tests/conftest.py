@@ -227,3 +227,36 @@ def program() -> str:
 def program_environment() -> dict[str, str]:
     """What a user's shell has: this environment without what the Ray of a test has put into it."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, tuple[int, bytes]]]:
+    """Every file below a folder: when it was written, in nanoseconds, and what."""
+
+    def read(folder: Path) -> dict[str, tuple[int, bytes]]:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def descendants() -> Callable[[int], dict[int, str]]:
+    """The processes that a process has started, and they in turn: their numbers and command lines."""
+
+    def find(pid: int) -> dict[int, str]:
+        parents, commands = {}, {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                    commands[int(entry.name)] = (entry / "cmdline").read_text(errors="replace").replace("\0", " ")
+                except OSError:  # it has just ended
+                    continue
+        found: set[int] = set()
+        ahead = {pid}
+        while ahead := {child for child, parent in parents.items() if parent in ahead} - found:
+            found |= ahead
+        return {pid: commands[pid] for pid in found if pid in commands}
+
+    return find

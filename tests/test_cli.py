@@ -413,7 +413,7 @@ def test_score_and_alerts_answer_in_words_and_in_json(
     record = json.loads(said.out)
     assert (said.code, record["changed"], record["run_id"]) == (0, True, "night")
     assert said.err.splitlines() == [
-        "36 objects listed, 0 of them scored before by this model.",
+        "36 objects listed, 0 of them done before by this model.",
         *[f"Scoring: {done} of 36" for done in (12, 24, 36)],
     ]
     counts = record["counts"]

@@ -1,5 +1,7 @@
+import http.server
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -361,3 +363,44 @@ def test_changes_of_other_writers_are_seen(s3: LocalS3, bucket: str) -> None:
     assert storage.read_bytes(uri) == b"second"
     (s3.root / bucket / "folder" / "object").unlink()
     assert not storage.exists(uri)
+
+
+class _BreaksOff(http.server.BaseHTTPRequestHandler):
+    """Announces more than it sends, the first `times` times."""
+
+    times = 0
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        body = b"x" * 1000
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:10] if self.asked <= self.times else body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("limit", [None, 5000, 999])
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_body_that_breaks_off_is_asked_for_again_and_never_taken_for_whole(
+    limit: int | None, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = type("Handler", (_BreaksOff,), {"times": times, "asked": 0})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        storage._client.cache_clear()
+        try:
+            if times == 1:
+                assert storage.read_bytes("s3://bucket/x.jpg", limit) == b"x" * 1000
+            else:
+                with pytest.raises(ConnectionError, match=r"broke off while sending s3://bucket/x\.jpg"):
+                    storage.read_bytes("s3://bucket/x.jpg", limit)
+        finally:
+            storage._client.cache_clear()
+            server.shutdown()

@@ -28,12 +28,17 @@ def audit(frame: pd.DataFrame) -> list[Finding]:
     ]
     labelled = frame[frame["label"].notna()]
     reported: set[frozenset[str]] = set()
-    for column in ("image_id", "sha256"):
-        for value, rows in labelled[labelled[column].notna()].groupby(column, sort=True):
+    known = labelled[labelled["image_id"].notna()]
+    ids = [taxonomy.identity(i, uri) for i, uri in zip(known["image_id"], known["uri"], strict=True)]
+    for column, grouped in (
+        ("image_id", known.groupby(pd.Series(ids, index=known.index, dtype=object), sort=True)),
+        ("sha256", labelled[labelled["sha256"].notna()].groupby("sha256", sort=True)),
+    ):
+        for _, rows in grouped:
             images, labels = tuple(rows["uri"]), tuple(sorted(rows["label"].unique()))
             compatible = set.intersection(*(set(taxonomy.codes_of(label)) for label in labels))
             # Most images of one id have the same bytes, too: one finding, not two.
             if not compatible and frozenset(images) not in reported:
                 reported.add(frozenset(images))
-                findings.append(Finding("contradiction", column, str(value), images, labels))
+                findings.append(Finding("contradiction", column, str(rows[column].iloc[0]), images, labels))
     return findings

@@ -189,7 +189,8 @@ def _label(record: dict[Hashable, Any], column: str | None, one_hot: list[str], 
     if word is None or word != word or not str(word).strip() or str(word).strip().lower() in {"unknown", "unk"}:
         return None
     label = (taxonomy.challenge_label_of if column == "isic2019_label" else taxonomy.label_of)(str(word))
-    if label is None:
+    # `diagnosis` is ISIC's own column, of many more words than are classes here: those are images without a label.
+    if label is None and column != "diagnosis":
         raise InputError(
             f"The manifest {source} has the label {str(word)!r}, which is no diagnosis known here "
             f"({', '.join(taxonomy.CODES)}): correct it, or leave it empty."

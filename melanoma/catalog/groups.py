@@ -7,6 +7,7 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from melanoma import taxonomy
 from melanoma.imaging.hashing import NEAR_DUPLICATE_DISTANCE
 
 
@@ -16,7 +17,8 @@ def group_ids(frame: pd.DataFrame) -> list[str]:
     The id comes from the members' content, so it depends neither on the order of the rows nor on their location.
     """
     count = len(frame)
-    edges = [edge for column in ("image_id", "sha256") for edge in _same(frame[column])]
+    ids = [i and taxonomy.identity(i, uri) for i, uri in zip(frame["image_id"], frame["uri"], strict=True)]
+    edges = [edge for values in (pd.Series(ids, dtype=object), frame["sha256"]) for edge in _same(values)]
     # A lesion or patient number is a number of its own source: two hospitals both have a patient 7.
     for column in ("lesion_id", "patient_id"):
         own = [None if v is None else f"{s}/{v}" for s, v in zip(frame["source"], frame[column], strict=True)]

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 import melanoma
-from melanoma import storage
+from melanoma import storage, taxonomy
 from melanoma.bundle import Bundle
 from melanoma.bundle import load as load_bundle
 from melanoma.catalog import groups, schema
@@ -116,7 +116,8 @@ def leak_warning(bundle: Bundle, rows: pd.DataFrame) -> str | None:
     tuned = seen[(seen["split"] == "validation") & seen["sha256"].isin(own)]
     learned = seen[seen["split"] == "train"]
     by_bytes = rows["sha256"].isin(set(learned["sha256"]))
-    by_id = rows["image_id"].map(digest).isin(set(learned["image_id_sha256"]))
+    ids = [taxonomy.identity(i, uri) for i, uri in zip(rows["image_id"], rows["uri"], strict=True)]
+    by_id = pd.Series(ids, index=rows.index).map(digest).isin(set(learned["image_id_sha256"]))
     hashes = [*learned["perceptual_hash"], *rows["perceptual_hash"]]
     near = {
         b - len(learned) for a, b in groups.near_duplicates(hashes, NEAR_DUPLICATE_DISTANCE) if a < len(learned) <= b

@@ -19,6 +19,7 @@ import json
 import platform
 import resource
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 import melanoma
 from melanoma import cluster, storage, triage
@@ -58,7 +60,7 @@ class Plan:
     run_id: str
     run_date: str
     table: pa.Table  # of PLAN, in order of shard
-    about: dict[str, Any]  # key, archive, model_version, listed, already_scored
+    about: dict[str, Any]  # key, archive, model_version, listed, done_before
 
     def shards(self) -> list[int]:
         return [int(shard) for shard in pc.unique(self.table["shard"]).to_pylist()]
@@ -94,18 +96,21 @@ def score(
     """
     bundle = load_bundle(config.bundle)
     out = storage.normalize(config.out)
-    plan = _open_run(config, out, bundle, say)
-    if isinstance(plan, Outcome):
-        return plan
-    began = time.monotonic()
-    try:
-        stages = _score_shards(config, out, plan, bundle, on_progress, say)
-        record = _publish(out, plan, bundle, stages, time.monotonic() - began)
-    except (ray.exceptions.RayError, OSError) as error:
-        raise MelanomaError(
-            f"The run {plan.run_id} failed: {_reason(error)}. The same command goes on with it."
-        ) from error
-    return Outcome(record, changed=True)
+    while True:
+        plan = _open_run(config, out, bundle, say)
+        if isinstance(plan, Outcome):
+            return plan
+        began = time.monotonic()
+        try:
+            stages = _score_shards(config, out, plan, bundle, on_progress, say)
+            record = _publish(out, plan, bundle, stages, time.monotonic() - began)
+        except (ray.exceptions.RayError, OSError) as error:
+            raise MelanomaError(
+                f"The run {plan.run_id} failed: {_reason(error)}. The same command goes on with it."
+            ) from error
+        if config.run_id or config.run_date or plan.run_date >= _today():
+            return Outcome(record, changed=True)
+        say(f"The run {plan.run_id} of an earlier night is finished; now today's.")
 
 
 # --- Locate: the plan of a run -----------------------------------------------------------------------------------
@@ -124,17 +129,14 @@ def _open_run(config: ScoreConfig, out: str, bundle: Bundle, say: Callable[[str]
     try:
         if run_id is None and (unfinished := _unfinished(out, key, run_date)):
             run_id = unfinished
-        run_date = run_date or datetime.datetime.now(datetime.UTC).date().isoformat()
-        run_id = run_id or f"{run_date}-{key}"
+        run_id = run_id or f"{run_date or _today()}-{key}"
         if storage.exists(_record_uri(out, run_id)):
             record = storage.read_json(_record_uri(out, run_id))
-            if record["key"] != key:
-                raise _foreign(run_id, record)
+            _refuse_other_run(run_id, record, key, run_date)
             return Outcome(record, changed=False)
         if storage.exists(_plan_uri(out, run_id)):
             plan = _read_plan(out, run_id)
-            if plan.about["key"] != key:
-                raise _foreign(run_id, plan.about)
+            _refuse_other_run(run_id, plan.about, key, run_date)
             say(f"Going on with the run {run_id}.")
             return plan
     except OSError as error:
@@ -145,8 +147,9 @@ def _open_run(config: ScoreConfig, out: str, bundle: Bundle, say: Callable[[str]
         raise InputError(f"The archive {config.archive} cannot be listed: {error}") from None
     if not listed:
         raise InputError(f"The archive {config.archive} holds no objects: nothing was written.")
+    run_date = run_date or _today()
     try:
-        known = set() if config.all else _already_scored(out, bundle)
+        known = set() if config.all else _done_before(out, bundle)
         todo = [info for info in listed if (info.uri, info.etag) not in known]
         size = config.shard_size or min(4096, max(16, -(-len(todo) // 64)))
         table = pa.Table.from_pydict(
@@ -165,7 +168,7 @@ def _open_run(config: ScoreConfig, out: str, bundle: Bundle, say: Callable[[str]
             "model_version": bundle.version,
             "preprocessing": PREPROCESSING,
             "listed": len(listed),
-            "already_scored": len(listed) - len(todo),
+            "done_before": len(listed) - len(todo),
             "planned_at": _now().isoformat(timespec="seconds"),
         }
         storage.write_table(
@@ -173,7 +176,7 @@ def _open_run(config: ScoreConfig, out: str, bundle: Bundle, say: Callable[[str]
         )
     except OSError as error:
         raise InputError(f"The output {config.out} cannot be written: {error}") from None
-    say(f"{len(listed)} objects listed, {len(listed) - len(todo)} of them scored before by this model.")
+    say(f"{len(listed)} objects listed, {len(listed) - len(todo)} of them done before by this model.")
     return Plan(run_id, run_date, table, about)
 
 
@@ -183,11 +186,12 @@ def _key(archive: str, bundle: Bundle, everything: bool) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:10]
 
 
-def _foreign(run_id: str, about: dict[str, Any]) -> InputError:
-    return InputError(
-        f"The run {run_id} exists and is of another archive or model ({about['archive']}, model "
-        f"{about['model_version']}): choose another --run-id."
-    )
+def _refuse_other_run(run_id: str, about: dict[str, Any], key: str, run_date: str | None) -> None:
+    if about["key"] != key or run_date not in (None, about["run_date"]):
+        raise InputError(
+            f"The run {run_id} exists and is another one (of {about['run_date']}, archive {about['archive']}, model "
+            f"{about['model_version']}): choose another --run-id."
+        )
 
 
 def _plan_uri(out: str, run_id: str) -> str:
@@ -221,16 +225,17 @@ def _read_plan(out: str, run_id: str) -> Plan:
 
 
 def _unfinished(out: str, key: str, run_date: str | None) -> str | None:
-    """The newest run of this key with a plan and without a commit record."""
+    """The newest run of this key with a plan and without a commit record, unless a later one has done its work."""
     names = _names_below(storage.join(out, "runs"))
     committed = {storage.name(uri) for uri in names}
+    finished = max((record["finished_at"] for record in committed_runs(out) if record["key"] == key), default="")
     plans = [uri for uri in names if uri.endswith("/plan.parquet")]
     found = []
     for uri in plans:
         folder = storage.name(storage.parent(uri))
         if f"{folder}.json" not in committed:
             plan = _read_plan(out, folder.removeprefix("run_id="))
-            if plan.about["key"] == key and run_date in (None, plan.run_date):
+            if plan.about["key"] == key and run_date in (None, plan.run_date) and plan.about["planned_at"] >= finished:
                 found.append((plan.about["planned_at"], plan.run_id))
     return max(found)[1] if found else None
 
@@ -241,7 +246,7 @@ def committed_runs(out: str) -> list[dict[str, Any]]:
     return sorted((storage.read_json(uri) for uri in names), key=lambda record: str(record["finished_at"]))
 
 
-def _already_scored(out: str, bundle: Bundle) -> set[tuple[str, str]]:
+def _done_before(out: str, bundle: Bundle) -> set[tuple[str, str]]:
     """(URI, ETag) of what committed runs of this model and preprocessing have scored, or rejected for good."""
     known: set[tuple[str, str]] = set()
     for record in committed_runs(out):
@@ -320,6 +325,9 @@ class ShardScorer:
             rejects.append(self._rejects([image for image in images if image.pixels is None]))
             clock.lap("seconds_predicting")
         scored, rejected = pa.concat_tables(scores), pa.concat_tables(rejects)
+        if len(rejected) == len(shard) > 1 and set(rejected["error_kind"].to_pylist()) == {"access"}:
+            # Not this or that image: the workers cannot read the archive. Such a run must not end as a success.
+            raise PermissionError(f"no image could be read, the first because: {rejected['error'][0]}")
         # The scores come last: that they exist says that the shard is done.
         storage.write_table(_shard_uri(self._out, "rejects", self._plan, number), rejected)
         storage.write_table(_shard_uri(self._out, "scores", self._plan, number), scored)
@@ -419,14 +427,20 @@ def _score_shards(
     cluster.connect()
     workers = min(config.workers or cluster.cores(), len(pending))
     tables = [todo.filter(pc.equal(todo["shard"], shard)) for shard in pending]
-    dataset = ray.data.from_arrow(tables).map_batches(
-        ShardScorer,
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-        fn_constructor_args=(bundle, out, plan.run_id, plan.run_date, config),
-    )
+    with warnings.catch_warnings():
+        # Deprecated as of 2.60, which has no other way to bound the restarts: they are endless by default, and a file
+        # that kills the process must end the run with a word.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = ray.data.from_arrow(tables).map_batches(
+            ShardScorer,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+            fn_constructor_args=(bundle, out, plan.run_id, plan.run_date, config),
+            max_restarts=3,
+            max_task_retries=3,
+        )
     scored = rejected = 0
     for row in dataset.iter_rows():
         scored, rejected = scored + row["scored"], rejected + row["rejected"]
@@ -441,17 +455,22 @@ def _score_shards(
 
 
 def _publish(out: str, plan: Plan, bundle: Bundle, stages: dict[str, Any], seconds: float) -> dict[str, Any]:
-    raised, uris, kinds = [triage.SCORES.empty_table()], [], Counter[str]()
+    raised, kinds, wrong = [triage.SCORES.empty_table()], Counter[str](), []
     for shard in plan.shards():
         scores = storage.read_table(_shard_uri(out, "scores", plan, shard))
         rejects = storage.read_table(_shard_uri(out, "rejects", plan, shard), ["image_uri", "error_kind"])
-        uris += scores["image_uri"].to_pylist() + rejects["image_uri"].to_pylist()
+        planned = plan.table.filter(pc.equal(plan.table["shard"], shard))["image_uri"].to_pylist()
+        if Counter(scores["image_uri"].to_pylist() + rejects["image_uri"].to_pylist()) != Counter(planned):
+            wrong.append(shard)
         kinds.update(rejects["error_kind"].to_pylist())
         raised.append(scores.filter(pc.not_equal(scores["alert_level"], "none")))
-    if sorted(uris) != sorted(plan.table["image_uri"].to_pylist()):
+    if wrong:
+        # Two drivers at work on one run can leave the scores of one beside the rejects of the other.
+        for shard in wrong:
+            storage.delete(_shard_uri(out, "scores", plan, shard))
         raise MelanomaError(
-            f"The run {plan.run_id} is not committed: {plan.table.num_rows} images were planned, but {len(uris)} "
-            f"({len(set(uris))} different ones) are in its scores and rejects in {out}."
+            f"The run {plan.run_id} is not committed: in {len(wrong)} of its shards the scores and rejects are not the "
+            "images that were planned. They are undone: the same command scores them again."
         )
     alerts = _ranked(pa.concat_tables(raised))
     storage.write_table(storage.join(_folder(out, "alerts", plan.run_date, plan.run_id), "alerts.parquet"), alerts)
@@ -462,8 +481,8 @@ def _publish(out: str, plan: Plan, bundle: Bundle, stages: dict[str, Any], secon
         "finished_at": _now().isoformat(timespec="seconds"),
         "counts": {
             "listed": plan.about["listed"],
-            "already_scored": plan.about["already_scored"],
-            "scored": len(uris) - sum(kinds.values()),
+            "done_before": plan.about["done_before"],
+            "scored": plan.table.num_rows - sum(kinds.values()),
             "rejected": sum(kinds.values()),
             "rejects_by_kind": dict(sorted(kinds.items())),
             "alerts": len(alerts),
@@ -492,7 +511,7 @@ def _ranked(raised: pa.Table) -> pa.Table:
 
 
 def read_alerts(out: str, date: str | None = None) -> pa.Table:
-    """The alerts of the committed runs of a date (the newest date without one), by rank within each run.
+    """The alerts of the committed runs of a date (the newest date without one), the most probable melanoma first.
 
     Raises InputError where there is no committed run.
     """
@@ -512,7 +531,11 @@ def read_alerts(out: str, date: str | None = None) -> pa.Table:
         storage.read_table(storage.join(_folder(root, "alerts", date, record["run_id"]), "alerts.parquet"))
         for record in runs
     ]
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables).sort_by([("p_melanoma", "descending"), ("image_uri", "ascending")])
+
+
+def _today() -> str:
+    return _now().date().isoformat()
 
 
 def _now() -> datetime.datetime:

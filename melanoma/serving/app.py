@@ -11,8 +11,10 @@ import hashlib
 import hmac
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from fastapi import FastAPI, Request
@@ -29,6 +31,7 @@ from melanoma.predictor import Predictor, predict_bytes
 
 KEY_VARIABLE = "MELANOMA_API_KEY"
 _SHORTEST_KEY = 16
+_APPLICATION = "melanoma"
 
 api = FastAPI(title="melanoma", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -57,6 +60,8 @@ class Endpoint:
         self._predictor = Predictor(bundle, threads=1)
         self._key = api_key_digest
         self._limits = Limits()
+        # One picture at a time: a hostile one may take a gigabyte while it is decoded, eight of them the machine.
+        self._worker = ThreadPoolExecutor(max_workers=1)
 
     @api.get("/healthz")
     def health(self) -> dict[str, str]:
@@ -73,7 +78,8 @@ class Endpoint:
             if len(data) > self._limits.max_bytes:
                 return _error(413, "too_large", f"The body has more than {self._limits.max_bytes} bytes.")
         # Off the event loop, which has to go on answering health checks while a picture is decoded.
-        row = await asyncio.to_thread(predict_bytes, self._predictor, bytes(data), self._limits)
+        loop = asyncio.get_running_loop()
+        row = await loop.run_in_executor(self._worker, predict_bytes, self._predictor, bytes(data), self._limits)
         if "error_kind" in row:
             return JSONResponse(row, status_code=413 if row["error_kind"] == "too_large" else 422)
         return JSONResponse(row)
@@ -83,14 +89,17 @@ def start(bundle: Bundle, api_key: str, host: str, port: int) -> None:
     """Start the endpoint on the connected Ray and return when it answers. Raises MelanomaError where it does not."""
     try:
         serve.start(http_options=HTTPOptions(host=host, port=port), proxy_location="HeadOnly")
-        serve.run(Endpoint.bind(bundle, key_digest(api_key)), name="melanoma", route_prefix="/")  # type: ignore[attr-defined]
+        serve.run(Endpoint.bind(bundle, key_digest(api_key)), name=_APPLICATION, route_prefix="/")  # type: ignore[attr-defined]
     except (RuntimeError, ray.exceptions.RayError) as error:
         raise MelanomaError(f"The endpoint did not start on {host}:{port}: {str(error).splitlines()[-1]}") from error
 
 
 def api_key_from_environment() -> str:
-    """Raises InputError where there is no key, or one that could be guessed: there is no default key."""
-    key = os.environ.get(KEY_VARIABLE, "")
+    """The key, taken out of the environment, which a local Ray hands on to all its processes.
+
+    Raises InputError where there is no key, or one that could be guessed: there is no default key.
+    """
+    key = os.environ.pop(KEY_VARIABLE, "")
     if len(key) < _SHORTEST_KEY:
         raise InputError(
             f"Set {KEY_VARIABLE} to a secret of at least {_SHORTEST_KEY} characters that clients send as X-API-Key, "
@@ -99,10 +108,23 @@ def api_key_from_environment() -> str:
     return key
 
 
+def _refuse_taken_port(host: str, port: int) -> None:
+    # Ray Serve shares its port with whoever else shares it: a second endpoint would start, and the two answer in turn.
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        raise InputError(
+            f"Nothing can listen on {host}:{port}, which is taken, reserved or not of this machine: choose another "
+            "--port or --host."
+        ) from None
+
+
 def serve_forever(bundle_uri: str, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve until interrupted or terminated."""
     key = api_key_from_environment()
     bundle = load_bundle(bundle_uri)
+    if not os.environ.get("RAY_ADDRESS"):
+        _refuse_taken_port(host, port)
     cluster.connect()
     start(bundle, key, host, port)
     say(f"Model {bundle.version} answers at http://{host}:{port}/v1/predict. Stop with Ctrl-C.")
@@ -110,5 +132,6 @@ def serve_forever(bundle_uri: str, host: str, port: int, say: Callable[[str], No
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
-    serve.shutdown()
+    # On a cluster of others, Serve and their applications go on.
+    serve.delete(_APPLICATION) if os.environ.get("RAY_ADDRESS") else serve.shutdown()
     ray.shutdown()

@@ -3,8 +3,10 @@
 import datetime
 import hashlib
 import io
+import json
 import os
 import platform
+import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -43,7 +45,11 @@ def train(config: TrainConfig, on_epoch: OnEpoch = lambda metrics: None, say: Ca
     where the catalog, the augmentations or the number of workers cannot be used; MelanomaError when training fails.
     """
     frame = check(config)
+    if config.run_name is None:
+        name = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
+        config = config.model_copy(update={"run_name": name})
     cluster.connect()
+    _check_resources(config, say)
     rows = pd.concat([schema.usable(frame, "train"), schema.usable(frame, "validation")])
     train_count = int((rows["split"] == "train").sum())
     say(f"Decoding {len(rows)} images ({train_count} train, {len(rows) - train_count} validation).")
@@ -53,7 +59,10 @@ def train(config: TrainConfig, on_epoch: OnEpoch = lambda metrics: None, say: Ca
         "train": loop.Split(np.arange(train_count), labels[:train_count]),
         "validation": loop.Split(np.arange(train_count, len(rows)), labels[train_count:]),
     }
-    say(f"Training {config.network.name} for {config.epochs} epochs with {config.workers} worker(s).")
+    say(
+        f"Training {config.network.name} for {config.epochs} epochs with {config.workers} worker(s). Should it be "
+        f"interrupted, run_name={config.run_name} goes on with it."
+    )
     model, history, best = fit(config, images, splits, on_epoch)
     say(f"Best epoch {best + 1}, {config.select_by} {history[best][config.select_by]:.3f}. Calibrating and measuring.")
     return _write_bundle(config, frame, rows, images, splits, model, history, best)
@@ -76,15 +85,32 @@ def check(config: TrainConfig) -> pd.DataFrame:
     if config.batch_size % config.workers:
         raise InputError(f"batch_size {config.batch_size} cannot be shared equally by {config.workers} workers.")
     operations(config.augmentation)
+    for place in (config.out, config.checkpoints):
+        storage.check_writable(place)
     return frame
+
+
+def _check_resources(config: TrainConfig, say: Callable[[str], None]) -> None:
+    """Ask for no more than there is: Ray would wait for it without a word."""
+    wanted = {"CPU": config.workers * config.cpus_per_worker + 1, "GPU": config.workers if config.use_gpu else 0}
+    there = ray.cluster_resources()
+    if lacking := [name for name, count in wanted.items() if there.get(name, 0) < count]:
+        name = lacking[0]
+        words = (
+            f"{config.workers} workers need {wanted[name]:g} {name}s (one CPU is for Ray Data), and Ray has "
+            f"{there.get(name, 0):g}"
+        )
+        if not os.environ.get("RAY_ADDRESS"):
+            raise InputError(f"{words}: set workers, cpus_per_worker or use_gpu accordingly.")
+        say(f"{words}: waiting for the cluster to grow.")
 
 
 def fit(
     config: TrainConfig, images: np.ndarray, splits: dict[str, loop.Split], on_epoch: OnEpoch
 ) -> tuple[Any, list[dict[str, float]], int]:
     """Train with Ray Train; returns the model at its best epoch, the history, and that epoch (counted from 0)."""
-    name = config.run_name or f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
-    _claim(config, name, images)
+    name = str(config.run_name)
+    _claim(config, name, images, splits)
     progress = Queue(actor_options={"num_cpus": 0})
     filesystem, path = storage.arrow_filesystem(config.checkpoints)
     trainer = TensorflowTrainer(
@@ -121,15 +147,16 @@ def fit(
 
 
 # What may change when a run is gone on with: where it runs and where it writes, not what it learns.
-_MAY_CHANGE = {"catalog", "out", "checkpoints", "workers", "cpus_per_worker", "use_gpu", "max_failures"}
+_MAY_CHANGE = {"run_name", "catalog", "out", "checkpoints", "workers", "cpus_per_worker", "use_gpu", "max_failures"}
 
 
-def _claim(config: TrainConfig, name: str, images: np.ndarray) -> None:
+def _claim(config: TrainConfig, name: str, images: np.ndarray, splits: dict[str, loop.Split]) -> None:
     """Note what the run of this name learns; raises InputError where it is another run's name."""
     uri = storage.join(storage.normalize(config.checkpoints), f"{name}.json")
     mine = {
         "config": config.model_dump(mode="json", exclude=_MAY_CHANGE),
-        "images_sha256": hashlib.sha256(images.tobytes()).hexdigest(),
+        "images_sha256": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
+        "labels_sha256": hashlib.sha256(json.dumps([part.labels for part in splits.values()]).encode()).hexdigest(),
     }
     try:
         if not storage.exists(uri):
@@ -144,30 +171,27 @@ def _claim(config: TrainConfig, name: str, images: np.ndarray) -> None:
 
 
 def _fit_and_follow(trainer: TensorflowTrainer, progress: Queue, on_epoch: OnEpoch) -> Any:
-    """trainer.fit() in a thread, while the epochs it reports are passed on from this one."""
-    from concurrent.futures import ThreadPoolExecutor
+    """trainer.fit(), while a thread passes the epochs on: Ray handles an interrupt only in the main thread."""
+    ended = threading.Event()
 
-    def drain() -> None:
+    def follow() -> None:
         while True:
             try:
-                on_epoch(progress.get(block=False))
+                on_epoch(progress.get(timeout=0.5))
             except Empty:
-                return
+                if ended.is_set():
+                    return
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        running = pool.submit(trainer.fit)
-        while not running.done():
-            try:
-                on_epoch(progress.get(timeout=1.0))
-            except Empty:
-                continue
-        try:
-            result = running.result()
-        except ray.train.TrainingFailedError as error:
-            raise MelanomaError(f"Training failed in a worker: {_last_line(error)}") from error
-        drain()
-    progress.shutdown()
-    return result
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise MelanomaError(f"Training failed in a worker: {_last_line(error)}") from error
+    finally:
+        ended.set()
+        follower.join()
+        progress.shutdown()
 
 
 def _last_line(error: BaseException) -> str:
@@ -226,11 +250,11 @@ def _write_bundle(
     calibrated_bundle = Bundle(bundles.seal(draft, files), files["model.keras"], files["training_images.parquet"])
     report = evaluation.evaluate_frame(calibrated_bundle, frame, measured, config.catalog, seed=config.seed)
     draft["metrics"] = {"split": measured, **report.metrics}
-    return bundles.write(
-        storage.normalize(config.out),
-        draft,
-        {**files, **{f"evaluation/{name}": data for name, data in report.files.items()}},
-    )
+    files |= {f"evaluation/{name}": data for name, data in report.files.items()}
+    try:
+        return bundles.write(storage.normalize(config.out), draft, files)
+    except OSError as error:
+        raise MelanomaError(f"The bundle cannot be written to {config.out}: {error}") from None
 
 
 def _training_images(rows: pd.DataFrame) -> bytes:
@@ -238,7 +262,10 @@ def _training_images(rows: pd.DataFrame) -> bytes:
     table = pa.table(
         {
             "sha256": rows["sha256"].tolist(),
-            "image_id_sha256": [evaluation.digest(image_id) for image_id in rows["image_id"]],
+            "image_id_sha256": [
+                evaluation.digest(taxonomy.identity(image_id, uri))
+                for image_id, uri in zip(rows["image_id"], rows["uri"], strict=True)
+            ],
             "perceptual_hash": rows["perceptual_hash"].tolist(),
             "split": rows["split"].tolist(),
         }

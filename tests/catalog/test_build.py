@@ -278,7 +278,7 @@ def test_metadata_of_other_sets(images: Path, header: str, words: list[str], lab
     ("text", "words"),
     [
         ("path,label\nimages/ISIC_0000000.jpg,mole\n", "has the label 'mole', which is no diagnosis known here"),
-        ("path,diagnosis\nx.jpg,\nx.jpg,lentigo NOS\n", "has the label 'lentigo NOS'"),
+        ("path,label\nx.jpg,\nx.jpg,lentigo NOS\n", "has the label 'lentigo NOS'"),
         ("path,label,split\nx.jpg,nevus,holdout\n", "has the split 'holdout': use train, validation or test"),
         ("name,label\nx.jpg,nevus\n", "has neither a column 'path' nor 'image_id': its columns are name, label."),
         ("path;label\nx.jpg;nevus\n", "its columns are path;label."),
@@ -381,3 +381,8 @@ def test_200_images_of_ham10000(tmp_path: Path) -> None:
     # Photographs of one lesion are one group; those of two lesions are two, but for few near-duplicates.
     assert (frame.groupby("lesion_id")["group_id"].nunique() == 1).all()
     assert 0 <= table["lesion_id"].nunique() - frame["group_id"].nunique() <= 2
+
+
+def test_isic_diagnoses_that_are_no_class_here_are_images_without_a_label(images: Path) -> None:
+    fill(images, {"m.csv": "path,diagnosis\nx.jpg,lentigo NOS\ny.jpg,nevus\n"})
+    assert build([str(images / "m.csv")])["label"].tolist() == [None, "NV"]

@@ -173,3 +173,19 @@ def test_pairs_at_the_very_distance_are_found() -> None:
 def test_no_hashes_have_no_pairs() -> None:
     none: list[str | None] = [None, None]
     assert list(near_duplicates([], 28)) == list(near_duplicates(none, 28)) == []
+
+
+def test_numbers_of_two_folders_are_two_photographs_but_isic_ids_are_not() -> None:
+    frame = pd.DataFrame(
+        [
+            {"uri": "/set/benign/1.jpg", "image_id": "1", "sha256": "a"},
+            {"uri": "/set/malignant/1.jpg", "image_id": "1", "sha256": "b"},
+            {"uri": "/set/benign/ISIC_0000001.jpg", "image_id": "ISIC_0000001", "sha256": "c"},
+            {"uri": "/other/ISIC_0000001.jpg", "image_id": "ISIC_0000001", "sha256": "d"},
+        ],
+        columns=schema.SCHEMA.names,
+        dtype=object,
+    )
+    one, two, three, four = group_ids(frame.where(frame.notna(), None))
+    assert one != two
+    assert three == four

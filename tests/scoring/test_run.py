@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from melanoma.errors import InputError, MelanomaError
 from melanoma.local_s3 import LocalS3
 from melanoma.scoring.run import Outcome, Progress, read_alerts, score
 from melanoma.taxonomy import image_id_of
+
+Contents = Callable[[Path], dict[str, tuple[int, bytes]]]
 
 MAX_BYTES = 8_000_000
 GONE = "taken away/after the listing.jpg"
@@ -69,15 +71,6 @@ def settings(archive: str | Path, out: str | Path, bundle: Path, **values: Any) 
 
 def silent(_: str) -> None:
     pass
-
-
-def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file below a folder: when it was written, and what."""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +225,7 @@ def test_the_commit_record_counts_what_is_there(night: Night, bundle: Bundle) ->
     rejects, alerts = night.rows("rejects"), night.rows("alerts")
     assert record["counts"] == {
         "listed": len(night.expected),
-        "already_scored": 0,
+        "done_before": 0,
         "scored": len(night.rows("scores")),
         "rejected": len(rejects),
         "rejects_by_kind": dict(sorted(Counter(rejects["error_kind"]).items())),
@@ -297,7 +290,7 @@ def test_the_next_night_scores_what_is_new_changed_or_could_not_be_fetched(
     assert set(night.rows("rejects")["image_uri"]) == transient - again
     listed = len(local_night.expected) + 2
     counts = night.record["counts"]
-    assert (counts["listed"], counts["already_scored"]) == (listed, listed - len(again | transient))
+    assert (counts["listed"], counts["done_before"]) == (listed, listed - len(again | transient))
     now = night.rows("scores").set_index("image_uri")["content_sha256"][f"{night.archive}/twice.jpg"]
     then = local_night.rows("scores").set_index("image_uri")["content_sha256"][f"{night.archive}/twice.jpg"]
     assert now != then
@@ -311,7 +304,7 @@ def test_two_nights_are_one_table(local_night: Night, next_night: tuple[Night, s
     assert set(pd.read_parquet(local_night.files / "scores")["run_date"]) == {"2026-11-20", "2026-11-21"}
 
 
-def test_a_finished_night_run_again_changes_nothing(local_night: Night, bundle_path: Path) -> None:
+def test_a_finished_night_run_again_changes_nothing(local_night: Night, bundle_path: Path, contents: Contents) -> None:
     before = contents(local_night.files)
     spellings = [local_night.archive, f"{local_night.archive}/", f"file://{local_night.archive}"]
     for spelling in spellings:
@@ -321,7 +314,7 @@ def test_a_finished_night_run_again_changes_nothing(local_night: Night, bundle_p
 
 
 def test_another_model_scores_everything_again_beside_the_first(
-    s3_night: Night, bundle_path: Path, other_bundle_path: Path
+    s3_night: Night, bundle_path: Path, other_bundle_path: Path, contents: Contents
 ) -> None:
     before = contents(s3_night.files)
     outcome = score(
@@ -329,7 +322,7 @@ def test_another_model_scores_everything_again_beside_the_first(
         say=silent,
     )
     other = Night(s3_night.archive, s3_night.out, s3_night.files, {}, outcome)
-    assert outcome.record["counts"]["already_scored"] == 0
+    assert outcome.record["counts"]["done_before"] == 0
     assert outcome.record["run_id"] != s3_night.record["run_id"]
     assert outcome.record["model_version"] != s3_night.record["model_version"]
     first, second = (night.rows("scores").set_index("image_uri") for night in (s3_night, other))
@@ -351,7 +344,7 @@ def test_all_scores_again_what_is_scored(
         counts.append(score(chosen, say=silent).record["counts"])
     assert (counts[0]["scored"], counts[0]["alerts"]) == (0, 0)
     assert read_alerts(str(out), "2026-11-22").num_rows == 0
-    assert (counts[1]["scored"] + counts[1]["rejected"], counts[1]["already_scored"]) == (counts[0]["listed"], 0)
+    assert (counts[1]["scored"] + counts[1]["rejected"], counts[1]["done_before"]) == (counts[0]["listed"], 0)
     assert counts[1]["scored"] == len(local_night.rows("scores")) + 3, "two that are new, and one that came back"
     assert read_alerts(str(out)).num_rows == counts[1]["alerts"] > 0
 
@@ -359,27 +352,12 @@ def test_all_scores_again_what_is_scored(
 # --- interrupted -----------------------------------------------------------------------------------------------------
 
 
-def workers() -> set[int]:
-    """The process ids of the scoring workers of this process's own Ray."""
-    parents: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                names[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):  # it has just ended
-                continue
-
-    def ancestors(pid: int) -> Iterator[int]:
-        while pid := parents.get(pid, 0):
-            yield pid
-
-    return {pid for pid, name in names.items() if "ShardScorer" in name and os.getpid() in ancestors(pid)}
-
-
 def test_a_run_survives_the_death_of_its_worker(
-    tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path, ray_cluster: None
+    tmp_path: Path,
+    lesion: Callable[..., bytes],
+    bundle_path: Path,
+    ray_cluster: None,
+    descendants: Callable[[int], dict[int, str]],
 ) -> None:
     archive = tmp_path / "archive"
     archive.mkdir()
@@ -389,7 +367,7 @@ def test_a_run_survives_the_death_of_its_worker(
     seen: list[set[int]] = []
 
     def kill_one(_: Progress) -> None:
-        seen.append(workers())
+        seen.append({pid for pid, command in descendants(os.getpid()).items() if "ShardScorer" in command})
         if len(seen) == 1:
             os.kill(min(seen[0]), signal.SIGKILL)
 
@@ -402,49 +380,50 @@ def test_a_run_survives_the_death_of_its_worker(
 
 
 @pytest.fixture
-def died_before_its_record(local_night: Night, tmp_path: Path) -> tuple[Path, config.ScoreConfig]:
-    """What a night leaves that dies after its last shard: all but the commit record. And the night's own command."""
-    out = tmp_path / "results"
+def died_before_its_record(s3_night: Night, s3: LocalS3, bucket: str) -> tuple[Path, str]:
+    """What the night leaves that dies after its last shard: all but the commit record. And its URI."""
+    out = s3.root / bucket
     for kind in ("scores", "rejects", "alerts", "runs"):
-        run = f"run_id={local_night.record['run_id']}"
-        for path in (local_night.files / kind).rglob(f"{run}/*"):
-            target = out / path.relative_to(local_night.files)
+        for path in (s3_night.files / kind).rglob(f"run_id={s3_night.record['run_id']}/*"):
+            target = out / path.relative_to(s3_night.files)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
-    record = local_night.record
-    return out, config.ScoreConfig(archive=local_night.archive, out=str(out), bundle="", run_date=record["run_date"])
+    return out, f"s3://{bucket}"
 
 
-def test_a_run_that_died_before_its_record_is_only_committed(
-    died_before_its_record: tuple[Path, config.ScoreConfig], local_night: Night, bundle_path: Path
+def test_a_night_that_died_before_its_record_is_committed_and_then_the_next_one_is_begun(
+    died_before_its_record: tuple[Path, str], s3_night: Night, bundle_path: Path, contents: Contents
 ) -> None:
-    out, command = died_before_its_record
+    out, uri = died_before_its_record
     with pytest.raises(InputError, match="no finished run"):
-        read_alerts(str(out))
+        read_alerts(uri)
     before = contents(out)
-    # Without a date: it may be past midnight.
-    for date in (None, "2026-11-20"):
-        outcome = score(command.model_copy(update={"bundle": str(bundle_path), "run_date": date}), say=silent)
-        assert outcome.record["run_id"] == local_night.record["run_id"]
-        assert outcome.record["counts"] == local_night.record["counts"]
-        assert outcome.changed == (date is None)
+    # The command of the next night, as a scheduler gives it: without a date.
+    said: list[str] = []
+    outcome = score(settings(s3_night.archive, uri, bundle_path, max_bytes=MAX_BYTES), say=said.append)
     after = contents(out)
-    assert {name for name in after if after[name] != before.get(name)} == {
-        f"runs/run_id={local_night.record['run_id']}.json",
-        *(name for name in before if name.startswith("alerts/")),
-    }
+    name = f"runs/run_id={s3_night.record['run_id']}.json"
+    assert json.loads(after[name][1])["counts"] == s3_night.record["counts"]
     assert all(after[name][1] == content for name, (_, content) in before.items())
+    assert {name for name in before if after[name] != before[name]} == {n for n in before if n.startswith("alerts/")}
+    assert said[0] == f"Going on with the run {s3_night.record['run_id']}."
+    # All that it still lists was done the night before.
+    assert outcome.record["run_date"] > "2026-11-20"
+    counts = outcome.record["counts"]
+    assert (counts["scored"], counts["rejected"], counts["done_before"]) == (0, 0, len(s3_night.expected) - 1)
 
 
-def test_a_run_whose_results_do_not_add_up_is_not_committed(
-    died_before_its_record: tuple[Path, config.ScoreConfig], bundle_path: Path
+def test_a_night_whose_results_do_not_add_up_is_not_committed_but_made_good(
+    died_before_its_record: tuple[Path, str], s3_night: Night, bundle_path: Path
 ) -> None:
-    out, command = died_before_its_record
+    out, uri = died_before_its_record
     first, second, *_ = sorted((out / "scores").rglob("*.parquet"))
     shutil.copy(first, second)
+    chosen = settings(s3_night.archive, uri, bundle_path, run_date="2026-11-20", max_bytes=MAX_BYTES, workers=1)
     with pytest.raises(MelanomaError, match="is not committed"):
-        score(command.model_copy(update={"bundle": str(bundle_path)}), say=silent)
+        score(chosen, say=silent)
     assert not list((out / "runs").glob("*.json"))
+    assert score(chosen, say=silent).record["counts"] == s3_night.record["counts"]
 
 
 def test_a_worker_that_cannot_write_ends_the_run_with_its_reason(
@@ -465,14 +444,15 @@ def test_a_worker_that_cannot_write_ends_the_run_with_its_reason(
 # --- refused before anything is written ------------------------------------------------------------------------------
 
 
-def test_a_run_id_of_another_archive_or_model_is_refused(
-    local_night: Night, lesions: Path, bundle_path: Path, other_bundle_path: Path
+def test_a_run_id_of_another_archive_model_or_date_is_refused(
+    local_night: Night, lesions: Path, bundle_path: Path, other_bundle_path: Path, contents: Contents
 ) -> None:
     before = contents(local_night.files)
     taken = local_night.record["run_id"]
     for chosen in (
         settings(lesions, local_night.out, bundle_path, run_id=taken),
         settings(local_night.archive, local_night.out, other_bundle_path, run_id=taken),
+        settings(local_night.archive, local_night.out, bundle_path, run_id=taken, run_date="2026-11-19"),
     ):
         with pytest.raises(InputError, match=r"choose another --run-id"):
             score(chosen, say=silent)
@@ -480,7 +460,9 @@ def test_a_run_id_of_another_archive_or_model_is_refused(
 
 
 @pytest.mark.parametrize("below", ["", "results", "deep/er"])
-def test_results_within_the_archive_are_refused(lesions: Path, bundle_path: Path, below: str) -> None:
+def test_results_within_the_archive_are_refused(
+    lesions: Path, bundle_path: Path, below: str, contents: Contents
+) -> None:
     before = contents(lesions)
     with pytest.raises(InputError, match="lies in the archive"):
         score(settings(lesions, lesions / below, bundle_path), say=silent)

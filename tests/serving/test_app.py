@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,10 @@ import pytest
 
 from melanoma import synthetic, taxonomy, triage
 from melanoma.bundle import Bundle
-from melanoma.scoring.run import Limits
+from melanoma.imaging.decode import Limits
+from melanoma.local_s3 import _ended_with_this_process
+
+Descendants = Callable[[int], dict[int, str]]
 
 KEY = "test-key-4f1d0b7c9a2e"
 FIELDS = ["content_sha256", *(field.name for field in triage.PREDICTION_FIELDS)]
@@ -32,23 +35,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def descendants(pid: int) -> set[int]:
-    """The processes that a process has started, and they in turn."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):  # it has just ended
-                continue
-    found: set[int] = set()
-    ahead = {pid}
-    while ahead := {child for child, parent in parents.items() if parent in ahead} - found:
-        found |= ahead
-    return found
-
-
-def alive(pids: set[int]) -> set[int]:
+def alive(pids: Iterable[int]) -> set[int]:
     return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
 
 
@@ -88,28 +75,25 @@ def start(program: str, environment: dict[str, str], bundle: Path, folder: Path)
     deadline = time.monotonic() + 180
     while "answers at" not in log.read_text():
         if process.poll() is not None or time.monotonic() > deadline:
-            stop(process)
+            process.terminate()
             raise AssertionError(f"the endpoint did not start: {log.read_text()}")
         time.sleep(0.1)
     return Server(port, process, log)
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a server that a test has not ended, and its Ray with it."""
-    for pid in [*descendants(process.pid), process.pid]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
-
-
 @pytest.fixture(scope="module")
-def server(program: str, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    program: str, bundle_path: Path, tmp_path_factory: pytest.TempPathFactory, descendants: Descendants
+) -> Iterator[Server]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     running = start(program, environment, bundle_path, tmp_path_factory.mktemp("server"))
-    yield running
-    stop(running.process)
+    with _ended_with_this_process(running.process.pid):
+        yield running
+    # The last test has stopped it, if it came so far.
+    for pid in [*descendants(running.process.pid), running.process.pid]:
+        if running.process.poll() is None:
+            os.kill(pid, signal.SIGKILL)
+    running.process.wait()
 
 
 def test_a_picture_is_answered_with_the_columns_of_a_score(
@@ -199,34 +183,41 @@ def test_it_does_not_start_without_a_key_that_cannot_be_guessed(
     assert re.fullmatch(r"melanoma: Set MELANOMA_API_KEY to a secret of at least 16 characters[^\n]*\n", said.err)
 
 
-def test_a_port_that_is_taken_is_one_line(
-    server: Server, program: str, program_environment: dict[str, str], bundle_path: Path
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [
+        ([], r"Nothing can listen on 127\.0\.0\.1:{port}, which is taken"),
+        (["--host", "203.0.113.7"], r"Nothing can listen on 203\.0\.113\.7:{port}, "),
+        (["--host", "not a host"], r"Nothing can listen on not a host:{port}, "),
+        (["--port", "99999"], r"Invalid value for '--port'"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_one_line(
+    server: Server,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    bundle_path: Path,
+    address: list[str],
+    hint: str,
 ) -> None:
-    done = subprocess.run(
-        [program, "serve", "--bundle", str(bundle_path), "--port", str(server.port)],
-        env={**program_environment, "MELANOMA_API_KEY": KEY},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (3, "")
-    said = f"melanoma: The endpoint did not start on 127.0.0.1:{server.port}: "
-    assert re.fullmatch(re.escape(said) + r"[^\n]*bind[^\n]*\n", done.stderr), done.stderr
-    assert server.ask("GET", "/healthz")[0] == 200
+    monkeypatch.setenv("MELANOMA_API_KEY", KEY)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said = command("serve", "--bundle", bundle_path, "--port", server.port, *address)
+    assert (said.code, said.out) == (2, "")
+    assert re.fullmatch(f"melanoma: {hint.format(port=server.port)}[^\n]*\n", said.err), said.err
 
 
 # The last: it stops what the others ask.
-def test_stopped_it_leaves_no_process_and_no_key_in_any_log(server: Server) -> None:
+def test_stopped_it_leaves_no_process_and_no_key_in_any_log(server: Server, descendants: Descendants) -> None:
     started = descendants(server.process.pid)
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in alive(started)}
-    (session,) = {found[0] for name in names.values() if (found := re.search(r"/tmp/ray/session_[\w-]+", name))}
-    assert any("ServeReplica" in name for name in names.values())
+    (session,) = {found[0] for name in started.values() if (found := re.search(r"/tmp/ray/session_[\w-]+", name))}
+    assert any("ServeReplica" in name for name in started.values())
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     deadline = time.monotonic() + 30
     while alive(started) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not alive(started), [names[pid] for pid in alive(started)]
+    assert not alive(started), [started[pid] for pid in alive(started)]
     logs = [path for path in Path(session).rglob("*") if path.is_file()]
     assert any(path.name.startswith("replica_") for path in logs)
     digest = hashlib.sha256(KEY.encode()).hexdigest()

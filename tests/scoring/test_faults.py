@@ -1,0 +1,101 @@
+"""Runs that were cut off, mixed up or could read nothing: what the next call makes of them."""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from melanoma import config, storage
+from melanoma.errors import InputError, MelanomaError
+from melanoma.scoring.run import Outcome, committed_runs, score
+
+TODAY = datetime.datetime.now(datetime.UTC).date().isoformat()
+YESTERDAY = (datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)).isoformat()
+
+
+@pytest.fixture
+def night(ray_cluster: None, tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path) -> Callable[..., Outcome]:
+    """Score an archive of four images, two a shard, into tmp_path/out."""
+    for seed in range(4):
+        (tmp_path / "archive").mkdir(exist_ok=True)
+        (tmp_path / "archive" / f"{seed}.jpg").write_bytes(lesion(seed=seed))
+
+    def run(**values: Any) -> Outcome:
+        places = {"archive": str(tmp_path / "archive"), "out": str(tmp_path / "out"), "bundle": str(bundle_path)}
+        settings = config.load(config.ScoreConfig, None, **{**places, "shard_size": 2, "workers": 1, **values})
+        return score(settings, say=lambda _: None)
+
+    return run
+
+
+def cut_off(out: Path, record: dict[str, Any]) -> Path:
+    """Make of a finished run one that was killed before its last shard was written."""
+    run = f"run_id={record['run_id']}"
+    (out / "runs" / f"{run}.json").unlink()
+    last = out / "scores" / f"run_date={record['run_date']}" / run / "shard-00001.parquet"
+    last.unlink()
+    return last
+
+
+def uris(out: Path) -> list[str]:
+    return [
+        uri
+        for path in sorted(out.glob("scores/*/*/*.parquet"))
+        for uri in storage.read_table(str(path))["image_uri"].to_pylist()
+    ]
+
+
+def test_last_nights_run_is_finished_and_then_tonights_is_done(
+    night: Callable[..., Outcome], tmp_path: Path, lesion: Callable[..., bytes]
+) -> None:
+    cut_off(tmp_path / "out", night(run_date=YESTERDAY).record)
+    (tmp_path / "archive" / "new.jpg").write_bytes(lesion(seed=9))
+    tonight = night().record
+    assert (tonight["run_date"], tonight["counts"]["scored"], tonight["counts"]["done_before"]) == (TODAY, 1, 4)
+    assert [record["run_date"] for record in committed_runs(str(tmp_path / "out"))] == [YESTERDAY, TODAY]
+    assert len(uris(tmp_path / "out")) == len(set(uris(tmp_path / "out"))) == 5
+
+
+def test_a_dead_run_whose_work_a_later_one_did_is_left_alone(night: Callable[..., Outcome], tmp_path: Path) -> None:
+    last = cut_off(tmp_path / "out", night(run_date=YESTERDAY).record)
+    night(run_date=TODAY)
+    assert not night().changed
+    assert not last.exists()
+
+
+def test_a_shard_that_is_not_what_was_planned_is_undone_and_scored_again(
+    night: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    record = night().record
+    last = cut_off(tmp_path / "out", record)
+    first = last.with_name("shard-00000.parquet")
+    storage.write_table(str(last), storage.read_table(str(first)))  # the right number of images, but not the right ones
+    with pytest.raises(MelanomaError, match=r"is not committed: in 1 of its shards .* scores them again"):
+        night()
+    assert night().record["counts"] == record["counts"]
+    assert len(set(uris(tmp_path / "out"))) == 4
+
+
+def test_a_run_that_can_read_nothing_does_not_succeed(night: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked").mkdir()
+    for name in ("2025", "2026"):
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MelanomaError, match=r"no image could be read.*is not a regular file"):
+        night(archive=str(tmp_path / "linked"))
+    assert committed_runs(str(tmp_path / "out")) == []
+
+
+def test_a_linked_folder_is_not_lost(night: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "archive" / "2025").symlink_to(tmp_path / "elsewhere")
+    counts = night().record["counts"]
+    assert (counts["listed"], counts["scored"], counts["rejects_by_kind"]) == (5, 4, {"access": 1})
+
+
+def test_a_run_id_stands_for_one_date(night: Callable[..., Outcome]) -> None:
+    night(run_id="nightly", run_date=YESTERDAY)
+    with pytest.raises(InputError, match="choose another --run-id"):
+        night(run_id="nightly", run_date=TODAY)
