@@ -89,7 +89,7 @@ class TrainConfig(_Model):
     out: str  # where the bundle is written: a folder or an s3:// URI
     checkpoints: str = "out/checkpoints"  # a folder or an s3:// URI; every worker must reach it
     # The folder of this run's checkpoints. A run of the same name is gone on with; without a name it is a new one.
-    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     seed: Seed = 0
     image_size: Annotated[int, Field(ge=32, le=1024)] = 96
     network: Network = Network()
@@ -122,7 +122,7 @@ class ScoreConfig(_Model):
     archive: str
     out: str
     bundle: str
-    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     run_date: Date = None
     all: bool = False  # score what this very model has already scored, too
     workers: Positive | None = None  # actors that fetch, decode and predict; None: one a core

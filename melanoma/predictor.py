@@ -8,6 +8,7 @@ import numpy as np
 
 from melanoma import outliers, taxonomy, triage
 from melanoma.bundle import Bundle, load_model
+from melanoma.errors import MelanomaError
 from melanoma.imaging.decode import DEFAULT_LIMITS, ImageError, Limits, decode, quality
 
 _MELANOMA = taxonomy.CODES.index(taxonomy.MELANOMA)
@@ -48,7 +49,11 @@ class Predictor:
                 self._logits(pixels[at : at + self._batch_size]).numpy()
                 for at in range(0, len(pixels), self._batch_size)
             ]
-        return np.concatenate(parts) if parts else np.zeros((0, len(taxonomy.CODES)), dtype=np.float32)
+        logits = np.concatenate(parts) if parts else np.zeros((0, len(taxonomy.CODES)), dtype=np.float32)
+        if not np.isfinite(logits).all():
+            # No comparison with NaN is true: such an image would pass for one without an alert.
+            raise MelanomaError(f"The model {self.bundle.version} gives no finite numbers: its training has diverged.")
+        return logits
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [n, classes], calibrated, each row of sum 1; the order is that of `taxonomy.CODES`."""

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from melanoma import bundle as bundles
 from melanoma import taxonomy, triage
 from melanoma.bundle import Bundle
+from melanoma.errors import MelanomaError
 from melanoma.imaging.decode import Limits, decode
 from melanoma.predictor import Predictor, calibrated, predict_bytes
 
@@ -143,3 +145,11 @@ def test_the_temperature_of_the_bundle_is_used(bundle: Bundle, predictor: Predic
     other = Predictor(dataclasses.replace(bundle, manifest={**bundle.manifest, "calibration": {"temperature": 2.0}}))
     np.testing.assert_allclose(other.probabilities(pixels), calibrated(predictor.logits(pixels), 2.0), atol=1e-6)
     assert not np.allclose(other.probabilities(pixels), predictor.probabilities(pixels), atol=1e-3)
+
+
+def test_a_diverged_model_is_no_all_clear(bundle: Bundle, pixels: np.ndarray) -> None:
+    model = bundles.load_model(bundle.model)
+    model.layers[-1].set_weights([np.full_like(weight, np.nan) for weight in model.layers[-1].get_weights()])
+    diverged = Predictor(dataclasses.replace(bundle, model=bundles.model_bytes(model)))
+    with pytest.raises(MelanomaError, match="training has diverged"):
+        diverged.predict(pixels)

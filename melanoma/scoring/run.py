@@ -50,7 +50,15 @@ _FETCHING_THREADS = 16
 _BYTES_AHEAD = 32 * 2**20
 _STAGES = ("seconds_waiting_for_bytes", "seconds_decoding", "seconds_predicting", "seconds_writing")
 
-PLAN = pa.schema([("shard", pa.int32()), ("image_uri", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
+PLAN = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("image_uri", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("tried", pa.bool_()),  # an earlier run could not fetch it
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,7 @@ def _open_run(config: ScoreConfig, out: str, bundle: Bundle, say: Callable[[str]
         raise InputError(f"The archive {config.archive} holds no objects: nothing was written.")
     run_date = run_date or _today()
     try:
-        known = set() if config.all else _done_before(out, bundle)
+        known, tried = (set(), set()) if config.all else _done_before(out, bundle)
         todo = [info for info in listed if (info.uri, info.etag) not in known]
         size = config.shard_size or min(4096, max(16, -(-len(todo) // 64)))
         table = pa.Table.from_pydict(
@@ -158,6 +166,7 @@ def _open_run(config: ScoreConfig, out: str, bundle: Bundle, say: Callable[[str]
                 "image_uri": [info.uri for info in todo],
                 "size": [info.size for info in todo],
                 "etag": [info.etag for info in todo],
+                "tried": [info.uri in tried for info in todo],
             },
             schema=PLAN,
         )
@@ -246,9 +255,11 @@ def committed_runs(out: str) -> list[dict[str, Any]]:
     return sorted((storage.read_json(uri) for uri in names), key=lambda record: str(record["finished_at"]))
 
 
-def _done_before(out: str, bundle: Bundle) -> set[tuple[str, str]]:
-    """(URI, ETag) of what committed runs of this model and preprocessing have scored, or rejected for good."""
+def _done_before(out: str, bundle: Bundle) -> tuple[set[tuple[str, str]], set[str]]:
+    """What committed runs of this model and preprocessing have scored or rejected for good, as (URI, ETag), and the
+    URIs that one of them could not fetch."""
     known: set[tuple[str, str]] = set()
+    tried: set[str] = set()
     for record in committed_runs(out):
         if (record["model_version"], record["preprocessing"]) != (bundle.version, PREPROCESSING):
             continue
@@ -261,7 +272,8 @@ def _done_before(out: str, bundle: Bundle) -> set[tuple[str, str]]:
                 retried.update(rejects["image_uri"].to_pylist())
         pairs = zip(plan.table["image_uri"].to_pylist(), plan.table["etag"].to_pylist(), strict=True)
         known.update(pair for pair in pairs if pair[0] not in retried)
-    return known
+        tried |= retried
+    return known, tried
 
 
 # --- Fetch, decode, predict, triage, write: one shard, in a worker -------------------------------------------------
@@ -325,9 +337,6 @@ class ShardScorer:
             rejects.append(self._rejects([image for image in images if image.pixels is None]))
             clock.lap("seconds_predicting")
         scored, rejected = pa.concat_tables(scores), pa.concat_tables(rejects)
-        if len(rejected) == len(shard) > 1 and set(rejected["error_kind"].to_pylist()) == {"access"}:
-            # Not this or that image: the workers cannot read the archive. Such a run must not end as a success.
-            raise PermissionError(f"no image could be read, the first because: {rejected['error'][0]}")
         # The scores come last: that they exist says that the shard is done.
         storage.write_table(_shard_uri(self._out, "rejects", self._plan, number), rejected)
         storage.write_table(_shard_uri(self._out, "scores", self._plan, number), scored)
@@ -455,22 +464,30 @@ def _score_shards(
 
 
 def _publish(out: str, plan: Plan, bundle: Bundle, stages: dict[str, Any], seconds: float) -> dict[str, Any]:
-    raised, kinds, wrong = [triage.SCORES.empty_table()], Counter[str](), []
+    raised, kinds, wrong, reason = [triage.SCORES.empty_table()], Counter[str](), [], ""
     for shard in plan.shards():
         scores = storage.read_table(_shard_uri(out, "scores", plan, shard))
-        rejects = storage.read_table(_shard_uri(out, "rejects", plan, shard), ["image_uri", "error_kind"])
+        rejects = storage.read_table(_shard_uri(out, "rejects", plan, shard), ["image_uri", "error_kind", "error"])
         planned = plan.table.filter(pc.equal(plan.table["shard"], shard))["image_uri"].to_pylist()
         if Counter(scores["image_uri"].to_pylist() + rejects["image_uri"].to_pylist()) != Counter(planned):
             wrong.append(shard)
         kinds.update(rejects["error_kind"].to_pylist())
+        reason = reason or next(iter(rejects["error"].to_pylist()), "")
         raised.append(scores.filter(pc.not_equal(scores["alert_level"], "none")))
     if wrong:
         # Two drivers at work on one run can leave the scores of one beside the rejects of the other.
-        for shard in wrong:
-            storage.delete(_shard_uri(out, "scores", plan, shard))
+        _undo(out, plan, wrong)
         raise MelanomaError(
             f"The run {plan.run_id} is not committed: in {len(wrong)} of its shards the scores and rejects are not the "
             "images that were planned. They are undone: the same command scores them again."
+        )
+    untried = plan.table["tried"].to_pylist().count(False)
+    if untried > 1 and kinds == {"access": plan.table.num_rows}:
+        # Not this or that image, and not the same ones as last night: the workers cannot read the archive.
+        _undo(out, plan, plan.shards())
+        raise MelanomaError(
+            f"The run {plan.run_id} is not committed: no image could be read, the first because: {reason} Let every "
+            "node read the archive: the same command tries again."
         )
     alerts = _ranked(pa.concat_tables(raised))
     storage.write_table(storage.join(_folder(out, "alerts", plan.run_date, plan.run_id), "alerts.parquet"), alerts)
@@ -500,6 +517,11 @@ def _publish(out: str, plan: Plan, bundle: Bundle, stages: dict[str, Any], secon
     }
     storage.write_json(_record_uri(out, plan.run_id), record)
     return record
+
+
+def _undo(out: str, plan: Plan, shards: list[int]) -> None:
+    for shard in shards:
+        storage.delete(_shard_uri(out, "scores", plan, shard))
 
 
 def _ranked(raised: pa.Table) -> pa.Table:

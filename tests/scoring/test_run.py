@@ -349,6 +349,22 @@ def test_all_scores_again_what_is_scored(
     assert read_alerts(str(out)).num_rows == counts[1]["alerts"] > 0
 
 
+def test_what_can_never_be_read_does_not_stop_the_nights(
+    tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path, ray_cluster: None
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    (archive / "a.jpg").write_bytes(lesion("NV", 1))
+    for name in ("pipe.jpg", "another pipe.jpg"):
+        os.mkfifo(archive / name)
+    found = []
+    # On the second night there is nothing but what could not be read on the first.
+    for date in ("2026-11-20", "2026-11-21"):
+        counts = score(settings(archive, out, bundle_path, run_date=date, workers=1), say=silent).record["counts"]
+        found.append((counts["done_before"], counts["scored"], counts["rejects_by_kind"]))
+    assert found == [(0, 1, {"access": 2}), (1, 0, {"access": 2})]
+
+
 # --- interrupted -----------------------------------------------------------------------------------------------------
 
 
@@ -411,19 +427,6 @@ def test_a_night_that_died_before_its_record_is_committed_and_then_the_next_one_
     assert outcome.record["run_date"] > "2026-11-20"
     counts = outcome.record["counts"]
     assert (counts["scored"], counts["rejected"], counts["done_before"]) == (0, 0, len(s3_night.expected) - 1)
-
-
-def test_a_night_whose_results_do_not_add_up_is_not_committed_but_made_good(
-    died_before_its_record: tuple[Path, str], s3_night: Night, bundle_path: Path
-) -> None:
-    out, uri = died_before_its_record
-    first, second, *_ = sorted((out / "scores").rglob("*.parquet"))
-    shutil.copy(first, second)
-    chosen = settings(s3_night.archive, uri, bundle_path, run_date="2026-11-20", max_bytes=MAX_BYTES, workers=1)
-    with pytest.raises(MelanomaError, match="is not committed"):
-        score(chosen, say=silent)
-    assert not list((out / "runs").glob("*.json"))
-    assert score(chosen, say=silent).record["counts"] == s3_night.record["counts"]
 
 
 def test_a_worker_that_cannot_write_ends_the_run_with_its_reason(
