@@ -46,8 +46,8 @@ from melanoma.taxonomy import image_id_of
 
 # Rejects of these kinds say nothing of the image: a later run tries again.
 _TRANSIENT = ("not_found", "access")
-_FETCHING_THREADS = 16
-_BYTES_AHEAD = 32 * 2**20
+_FETCHING_THREADS = 8
+_BYTES_AHEAD = 8 * 2**20
 _STAGES = ("seconds_waiting_for_bytes", "seconds_decoding", "seconds_predicting", "seconds_writing")
 
 PLAN = pa.schema(

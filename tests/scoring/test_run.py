@@ -318,7 +318,12 @@ def test_another_model_scores_everything_again_beside_the_first(
 ) -> None:
     before = contents(s3_night.files)
     outcome = score(
-        settings(f"{s3_night.archive}/", s3_night.out, other_bundle_path, run_date="2026-11-20", max_bytes=MAX_BYTES),
+        settings(
+            *(f"{s3_night.archive}/", s3_night.out, other_bundle_path),
+            run_date="2026-11-20",
+            max_bytes=MAX_BYTES,
+            workers=1,
+        ),
         say=silent,
     )
     other = Night(s3_night.archive, s3_night.out, s3_night.files, {}, outcome)
@@ -340,7 +345,9 @@ def test_all_scores_again_what_is_scored(
     shutil.copytree(local_night.files, out)
     counts = []
     for date, everything in [("2026-11-22", False), ("2026-11-23", True)]:
-        chosen = settings(local_night.archive, out, bundle_path, run_date=date, all=everything, max_bytes=MAX_BYTES)
+        chosen = settings(
+            local_night.archive, out, bundle_path, run_date=date, all=everything, max_bytes=MAX_BYTES, workers=1
+        )
         counts.append(score(chosen, say=silent).record["counts"])
     assert (counts[0]["scored"], counts[0]["alerts"]) == (0, 0)
     assert read_alerts(str(out), "2026-11-22").num_rows == 0
@@ -349,6 +356,7 @@ def test_all_scores_again_what_is_scored(
     assert read_alerts(str(out)).num_rows == counts[1]["alerts"] > 0
 
 
+@pytest.mark.slow
 def test_what_can_never_be_read_does_not_stop_the_nights(
     tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path, ray_cluster: None
 ) -> None:

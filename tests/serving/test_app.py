@@ -212,6 +212,8 @@ def test_stopped_it_leaves_no_process_and_no_key_in_any_log(server: Server, desc
     started = descendants(server.process.pid)
     (session,) = {found[0] for name in started.values() if (found := re.search(r"/tmp/ray/session_[\w-]+", name))}
     assert any("ServeReplica" in name for name in started.values())
+    for pid in alive(started):
+        assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes(), started[pid]
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     deadline = time.monotonic() + 30
