@@ -60,11 +60,15 @@ def run(call: Callable[[], Any]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _fail("Interrupted.", 3)
+    except SystemExit:  # what Ray makes of SIGTERM
+        return _fail("Terminated.", 3)
     except Exception as error:
         if os.environ.get("MELANOMA_DEBUG"):
             raise
         message = str(error).splitlines()[0] if str(error) else ""
         return _fail(f"Unexpected {type(error).__name__}: {message} (set MELANOMA_DEBUG=1 to see where)", 3)
+    if result == 130:  # what Typer makes of Ctrl-C
+        return _fail("Interrupted.", 3)
     return result if isinstance(result, int) else 0
 
 

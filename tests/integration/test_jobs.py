@@ -133,7 +133,11 @@ def test_a_submitted_night_is_published(
     ("override", "hint"),
     [
         ("archve=s3://archive", "melanoma: Unknown key 'archve' in configs/score.yaml: did you mean 'archive'?"),
-        ("out=results", "melanoma: The key 'out' is 'results': a submitted job needs an s3:// URI or an absolute path"),
+        pytest.param(
+            "out=results",
+            "melanoma: The key 'out' is 'results': a submitted job needs an s3:// URI or an absolute path",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_job_that_cannot_run_fails_and_says_why(cluster: Cluster, override: str, hint: str) -> None:

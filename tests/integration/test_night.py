@@ -101,6 +101,41 @@ def test_a_night_that_is_killed_goes_on_where_it_was(
     assert contents(out) == after
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Terminated")])
+def test_a_night_that_is_stopped_says_so_and_leaves_nothing_running(
+    number: signal.Signals,
+    word: str,
+    bundle_path: Path,
+    lesion: Callable[..., bytes],
+    program: str,
+    program_environment: dict[str, str],
+    descendants: Callable[[int], dict[int, str]],
+    tmp_path: Path,
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    picture = lesion("MEL", 1, size=1500)
+    for count in range(400):
+        (archive / f"{count:03}.jpg").write_bytes(picture)
+    words = [program, "score", str(archive), "--out", str(out), "--bundle", str(bundle_path)]
+    with subprocess.Popen(words, env=program_environment, stderr=subprocess.PIPE, text=True) as night:
+        while not any(out.glob("scores/*/*/*.parquet")):
+            assert night.poll() is None, "the night ended before it could be stopped"
+            time.sleep(0.01)
+        started = descendants(night.pid)
+        night.send_signal(number)
+        said = night.communicate(timeout=60)[1]
+    assert night.returncode == 3
+    assert said.splitlines()[-1] == f"melanoma: {word}."
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 30
+    while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, [started[pid] for pid in left]
+    assert not list((out / "runs").glob("*.json"))
+
+
 # --- one image, one probability --------------------------------------------------------------------------------------
 
 
