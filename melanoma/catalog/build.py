@@ -13,8 +13,9 @@ from PIL import Image
 from melanoma import storage, taxonomy
 from melanoma.catalog import groups, schema
 from melanoma.errors import InputError
-from melanoma.imaging.decode import ImageError, Limits, decode
-from melanoma.imaging.hashing import perceptual_hash
+from melanoma.imaging.border import dark_border
+from melanoma.imaging.decode import ImageError, Limits, decode, quality
+from melanoma.imaging.hashing import perceptual_hash, thumbnail
 
 _SPLIT_WORDS = {
     "train": "train",
@@ -34,6 +35,9 @@ _COLUMNS = {
     "lesion_id": ("lesion_id",),
     "patient_id": ("patient_id",),
     "split": ("split",),
+    "age": ("age", "age_approx"),
+    "sex": ("sex",),
+    "anatomic_site": ("anatomic_site", "localization", "anatom_site_general", "anatom_site_general_challenge"),
 }
 _ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC")
 _HASHED_SIZE = 128  # pixels a side of the squashed picture that the perceptual hash is taken from
@@ -70,8 +74,18 @@ def _inspect(row: dict[str, Any]) -> dict[str, Any]:
         decoded = decode(data, _HASHED_SIZE, limits)
     except ImageError as error:
         return {**facts, "error": error.reason}
-    facts |= {"width": decoded.width, "height": decoded.height}
-    return {**facts, "perceptual_hash": perceptual_hash(Image.fromarray(decoded.pixels))}
+    picture = Image.fromarray(decoded.pixels)
+    sharpness, exposure = quality(decoded.pixels)
+    return {
+        **facts,
+        "width": decoded.width,
+        "height": decoded.height,
+        "perceptual_hash": perceptual_hash(picture),
+        "thumbnail": thumbnail(picture),
+        "sharpness": sharpness,
+        "exposure": exposure,
+        "dark_border": dark_border(decoded.pixels),
+    }
 
 
 def _rows_of(source: str) -> list[dict[str, Any]]:
@@ -172,7 +186,11 @@ def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
             row["error"] = None if row["uri"] else f"No image of this id lies below {folder}."
         row["image_id"] = taxonomy.image_id_of(image_id or path or "")
         row["label"] = _label(record, columns["label"], one_hot, source)
-        row["lesion_id"], row["patient_id"] = text(record, "lesion_id"), text(record, "patient_id")
+        for column in ("lesion_id", "patient_id", "sex", "anatomic_site"):
+            row[column] = text(record, column)
+        for column in ("sex", "anatomic_site"):
+            row[column] = None if row[column] == "unknown" else row[column]
+        row["age"] = _age(text(record, "age"))
         split = text(record, "split")
         if split is not None and split.lower() not in _SPLIT_WORDS:
             raise InputError(f"The manifest {source} has the split {split!r}: use train, validation or test.")
@@ -196,6 +214,14 @@ def _label(record: dict[Hashable, Any], column: str | None, one_hot: list[str], 
             f"({', '.join(taxonomy.CODES)}): correct it, or leave it empty."
         )
     return label
+
+
+def _age(word: str | None) -> float | None:
+    try:
+        age = float(word or "nan")
+    except ValueError:
+        return None
+    return age if 0 <= age < 130 else None
 
 
 def _is_one(value: Any, column: str, source: str) -> bool:

@@ -27,6 +27,16 @@ SCHEMA = pa.schema(
         ("group_id", pa.string()),  # joins what may not be split apart
         ("split", pa.string()),  # train, validation, test or null
         ("error", pa.string()),  # why the image cannot be used; null for a good one
+        ("changes", pa.string()),  # what rules of repair have changed of this row, and why; null where nothing
+        # What is known of the patient, to measure subgroups by.
+        ("age", pa.float32()),  # years
+        ("sex", pa.string()),
+        ("anatomic_site", pa.string()),
+        # Properties of the picture that are not the lesion's.
+        ("sharpness", pa.float32()),  # of melanoma.imaging.decode.quality
+        ("exposure", pa.float32()),
+        ("dark_border", pa.float32()),  # share of the picture, 0 to 1, that is the dark frame of a dermatoscope
+        ("thumbnail", pa.binary()),  # of melanoma.imaging.hashing: what near-duplicates are verified on
     ]
 )
 

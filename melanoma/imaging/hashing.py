@@ -30,3 +30,8 @@ def perceptual_hash(image: Image.Image) -> str:
     mirrored copies have another hash.
     """
     return str(imagehash.phash(image, hash_size=_SIDE))
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """1,024 bytes: the luminance of the picture squashed to 32 x 32, row by row."""
+    return image.convert("L").resize((32, 32), Image.Resampling.BOX).tobytes()
