@@ -270,6 +270,15 @@ def run_train(settings: config.TrainConfig, as_json: bool = False) -> None:
     answer.print(f"Bundle of model {bundle.version}: {settings.out} (report: {settings.out}/evaluation/report.html)")
 
 
+def run_ablation(settings: config.AblationConfig) -> None:
+    """What jobs/ablation.py calls."""
+    _import_tensorflow()
+    from melanoma.training import ablation
+
+    answer.print(ablation.table(ablation.run(settings, say)))
+    answer.print(f"Figures: {settings.out}/ablation.json, table: {settings.out}/ablation.md")
+
+
 def say_epoch(settings: config.TrainConfig) -> Callable[[dict[str, float]], None]:
     def line(metrics: dict[str, float]) -> None:
         say(

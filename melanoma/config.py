@@ -5,12 +5,13 @@ Each job has one model below, and its YAML files in ``configs/`` are read into i
 
 import datetime
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from melanoma.errors import InputError
 
@@ -66,15 +67,35 @@ class Augmentation(_Model):
     probability: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
-class Balance(_Model):
-    """Class balancing, by how often an image is drawn and by how much it weighs in the loss.
+class Copies(_Model):
+    """Augmented copies, made once before the training, of images of the training split.
 
-    0 leaves the classes as they are, 1 makes them count alike, and between the two the share of a class of n images
-    goes with n ** (1 - power). The two combine: 0.5 and 0.5 balance as much as 1 and 0 do.
+    `add`: so many more of every class, as the student projects do with Augmentor's ``sample(500)``. `fill_to`: a class
+    of fewer images is filled up to so many.
+    """
+
+    add: Positive | None = None
+    fill_to: Positive | None = None
+    augmentation: Annotated[tuple[Augmentation, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.add is None) == (self.fill_to is None):
+            raise ValueError("give either add or fill_to")
+        return self
+
+
+class Balance(_Model):
+    """Class balancing, by how often an image is drawn, how much it weighs in the loss, and by augmented copies.
+
+    Powers: 0 leaves the classes as they are, 1 makes them count alike, and between the two the share of a class of n
+    images goes with n ** (1 - power). They combine: 0.5 and 0.5 balance as much as 1 and 0 do. Copies are made first,
+    and count as images for the other two.
     """
 
     sampling: Share = 1.0
     loss_weights: Share = 0.0
+    copies: Copies | None = None
 
 
 class OperatingPoint(_Model):
@@ -99,11 +120,16 @@ class TrainConfig(_Model):
     learning_rate: Annotated[float, Field(gt=0)] = 0.002
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     balance: Balance = Balance()
     augmentation: tuple[Augmentation, ...] = ()
-    select_by: Literal["balanced_accuracy", "melanoma_auc"] = "balanced_accuracy"
+    # The validation figure whose best epoch is kept; "last" keeps the last epoch, whatever its figures.
+    select_by: Literal["accuracy", "balanced_accuracy", "melanoma_auc", "last"] = "balanced_accuracy"
     operating_point: OperatingPoint = OperatingPoint()
+    # Train the same recipe a second time in the way of the student projects, with copies made before a split over
+    # single files, and show in the report, as a warning, how good that looks.
+    leaked_twin: bool = False
     workers: Positive = 1
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     use_gpu: bool = False
@@ -116,6 +142,12 @@ class EvaluateConfig(_Model):
     out: str
     split: Literal["train", "validation", "test", "all"] = "test"
     seed: Seed = 0
+
+
+class AblationConfig(_Model):
+    catalog: str
+    out: str
+    overrides: tuple[str, ...] = ()  # of every training, such as "epochs=2"
 
 
 class ScoreConfig(_Model):
@@ -135,7 +167,7 @@ class ScoreConfig(_Model):
 C = TypeVar("C", bound=_Model)
 
 
-def load(model: type[C], path: str | None, overrides: list[str] | None = None, **values: Any) -> C:
+def load(model: type[C], path: str | None, overrides: Sequence[str] | None = None, **values: Any) -> C:
     """Read `path` (YAML), apply ``a.b=value`` overrides, then `values` that are not None, and check the whole.
 
     Raises InputError with one sentence: which key of which file, what is wrong with it, and the nearest right one.

@@ -9,15 +9,18 @@ from typing import TypeVar
 from melanoma import cli, config
 from melanoma.errors import InputError
 
-C = TypeVar("C", config.TrainConfig, config.EvaluateConfig, config.ScoreConfig)
+C = TypeVar("C", config.TrainConfig, config.EvaluateConfig, config.ScoreConfig, config.AblationConfig)
 
 _PLACES = ("archive", "bundle", "catalog", "checkpoints", "out")
 
 
-def main(model: type[C], call: Callable[[C], None], description: str | None) -> None:
-    """Parse the command line, check the configuration, call, and exit as `melanoma` would."""
+def main(model: type[C], call: Callable[[C], None], description: str | None, default: str | None = None) -> None:
+    """Parse the command line, check the configuration, call, and exit as `melanoma` would.
+
+    `default`: the YAML of a job that needs none to be named.
+    """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, help="YAML, see configs/")
+    parser.add_argument("--config", required=default is None, default=default, help="YAML, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as workers=8")
     arguments = parser.parse_intermixed_args()
 

@@ -1,6 +1,6 @@
 """Images for training, with Ray Data: fetched and decoded once into memory, then drawn and augmented for every step."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import ray
 import ray.data
 
 from melanoma import storage
-from melanoma.config import TrainConfig
+from melanoma.config import Augmentation, TrainConfig
 from melanoma.errors import MelanomaError
 from melanoma.imaging.decode import ImageError, Limits, decode
 from melanoma.training import plan
@@ -56,6 +56,39 @@ def _fetch_and_decode(batch: dict[str, np.ndarray], size: int) -> dict[str, Any]
     return {"row": batch["row"], "pixels": pixels, "error": np.array(errors, dtype=object)}
 
 
+def augmented_copies(
+    images: np.ndarray, sources: np.ndarray, seeds: np.ndarray, augmentations: Sequence[Augmentation]
+) -> np.ndarray:
+    """uint8 RGB [m, size, size, 3]: for each of `sources` int64 [m], rows of `images`, a copy decided by its seed."""
+    copies = np.empty((len(sources), *images.shape[1:]), dtype=np.uint8)
+    if not len(sources):
+        return copies
+    dataset = _augmented(ray.put(images), np.arange(len(sources)), sources, seeds, augmentations)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        copies[batch["position"]] = batch["pixels"]
+    return copies
+
+
+def _augmented(
+    images: ray.ObjectRef,
+    position: np.ndarray,
+    row: np.ndarray,
+    seed: np.ndarray,
+    augmentations: Sequence[Augmentation],
+) -> ray.data.Dataset:
+    columns = {"position": position, "row": row, "seed": seed}
+    tables = [
+        pa.table({name: values[at : at + _AUGMENTED_TOGETHER] for name, values in columns.items()})
+        for at in range(0, len(position), _AUGMENTED_TOGETHER)
+    ]
+    return ray.data.from_arrow(tables).map_batches(
+        _augment_batch,
+        batch_size=None,
+        batch_format="numpy",
+        fn_kwargs={"images": images, "augmentations": tuple(augmentations)},
+    )
+
+
 def training_batches(
     images: ray.ObjectRef, train: "Split", config: TrainConfig, epochs: Iterable[int], rank: int, workers: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -75,22 +108,7 @@ def training_batches(
         return
     position = np.concatenate([part.ravel() for part, _ in parts])
     seed = np.concatenate([part.ravel() for _, part in parts])
-    tables = [
-        pa.table(
-            {
-                "position": position[at : at + _AUGMENTED_TOGETHER],
-                "row": train.rows[position[at : at + _AUGMENTED_TOGETHER]],
-                "seed": seed[at : at + _AUGMENTED_TOGETHER],
-            }
-        )
-        for at in range(0, len(position), _AUGMENTED_TOGETHER)
-    ]
-    dataset = ray.data.from_arrow(tables).map_batches(
-        _augment_batch,
-        batch_size=None,
-        batch_format="numpy",
-        fn_kwargs={"images": images, "augmentations": config.augmentation},
-    )
+    dataset = _augmented(images, position, train.rows[position], seed, config.augmentation)
     size = config.batch_size // workers
     for batch in dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=4, drop_last=True):
         yield batch["pixels"], batch["position"]

@@ -49,12 +49,13 @@ def label_loss(logits: Any, targets: Any, smoothing: float) -> Any:
 
 
 def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.Optimizer:
-    """Cosine decay after a linear warm-up, both counted in steps, so that a resumed run is at the right rate."""
+    """The schedule is counted in steps, so that a resumed run is at the right rate; a warm-up is linear."""
     total = config.epochs * steps_per_epoch
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
     rate = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=config.learning_rate / max(1, warmup) if warmup else config.learning_rate,
         decay_steps=total - warmup,
+        alpha=1.0 if config.schedule == "constant" else 0.0,  # the share of the rate that is left at the end
         warmup_target=config.learning_rate if warmup else None,
         warmup_steps=warmup,
     )

@@ -5,11 +5,12 @@ each takes its part of every global batch, so that one worker and many see the s
 """
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 
 from melanoma import taxonomy
-from melanoma.config import Balance
+from melanoma.config import Balance, Copies
 
 
 def targets(labels: Sequence[str]) -> np.ndarray:
@@ -24,6 +25,58 @@ def targets(labels: Sequence[str]) -> np.ndarray:
 def class_counts(labels: Sequence[str]) -> dict[str, int]:
     names, counts = np.unique(np.asarray(labels, dtype=str), return_counts=True)
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+def copies(labels: Sequence[str], wanted: Copies | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images are copied, int64 [m] positions in `labels`, and the augmentation seed of each copy, uint32 [m].
+
+    Within a class every image is copied floor or ceil of its share.
+    """
+    sources = []
+    for label, count in class_counts(labels).items():
+        generator = np.random.default_rng([seed, 3, *label.encode()])
+        members = generator.permutation(np.flatnonzero(np.asarray(labels, dtype=str) == label))
+        sources.append(np.resize(members, _copies_of(count, wanted)))
+    source = np.concatenate(sources).astype(np.int64) if sources else np.zeros(0, np.int64)
+    return source, np.random.default_rng([seed, 4]).integers(0, 2**32, size=len(source), dtype=np.uint32)
+
+
+def _copies_of(count: int, wanted: Copies | None) -> int:
+    if wanted is None:
+        return 0
+    return wanted.add if wanted.add is not None else max(0, (wanted.fill_to or 0) - count)
+
+
+class ClassShare(TypedDict):
+    """What balancing does to one class of the training split; the shares of all classes sum to 1."""
+
+    label: str
+    images: int
+    copies: int
+    share: float  # of the images as they are
+    drawn: float  # of the images, with copies, that an epoch draws
+    effective: float  # of the loss, after loss weights
+
+
+def class_distribution(labels: Sequence[str], balance: Balance) -> list[ClassShare]:
+    """The classes of a training split with these labels before and after balancing, the most frequent first."""
+    images = class_counts(labels)
+    copied = {label: _copies_of(count, balance.copies) for label, count in images.items()}
+    all_labels = [label for label in images for _ in range(images[label] + copied[label])]
+    drawn = draw_probabilities(all_labels, balance.sampling)
+    effective = drawn * loss_weights(all_labels, balance)
+    each = np.asarray(all_labels, dtype=str)
+    return [
+        ClassShare(
+            label=label,
+            images=images[label],
+            copies=copied[label],
+            share=images[label] / len(labels),
+            drawn=float(drawn[each == label].sum()),
+            effective=float(effective[each == label].sum()),
+        )
+        for label in sorted(images, key=lambda label: (-images[label], label))
+    ]
 
 
 def draw_probabilities(labels: Sequence[str], power: float) -> np.ndarray:

@@ -31,9 +31,9 @@ from melanoma.errors import InputError, MelanomaError
 from melanoma.evaluation import run as evaluation
 from melanoma.evaluation.metrics import choose_threshold, choose_threshold_by_specificity, fit_temperature
 from melanoma.predictor import Predictor, calibrated
-from melanoma.training import loop, networks, plan
+from melanoma.training import loop, networks, plan, twin
 from melanoma.training.augment import operations
-from melanoma.training.input import cache_images
+from melanoma.training.input import augmented_copies, cache_images
 
 OnEpoch = Callable[[dict[str, float]], None]
 
@@ -53,19 +53,81 @@ def train(config: TrainConfig, on_epoch: OnEpoch = lambda metrics: None, say: Ca
     rows = pd.concat([schema.usable(frame, "train"), schema.usable(frame, "validation")])
     train_count = int((rows["split"] == "train").sum())
     say(f"Decoding {len(rows)} images ({train_count} train, {len(rows) - train_count} validation).")
-    images = cache_images(rows["uri"].tolist(), config.image_size)
-    labels = tuple(rows["label"])
-    splits = {
-        "train": loop.Split(np.arange(train_count), labels[:train_count]),
-        "validation": loop.Split(np.arange(train_count, len(rows)), labels[train_count:]),
-    }
+    originals = cache_images(rows["uri"].tolist(), config.image_size)
+    twin_exhibit = _train_twin(config, frame, rows, originals, on_epoch, say) if config.leaked_twin else None
+    images, splits = _with_copies(config, originals, tuple(rows["label"]), train_count, say)
     say(
         f"Training {config.network.name} for {config.epochs} epochs with {config.workers} worker(s). Should it be "
         f"interrupted, run_name={config.run_name} goes on with it."
     )
     model, history, best = fit(config, images, splits, on_epoch)
-    say(f"Best epoch {best + 1}, {config.select_by} {history[best][config.select_by]:.3f}. Calibrating and measuring.")
-    return _write_bundle(config, frame, rows, images, splits, model, history, best)
+    chosen = "Last epoch" if config.select_by == "last" else f"Best epoch by {config.select_by}:"
+    say(
+        f"{chosen} {best + 1}, accuracy {history[best]['accuracy']:.3f}, balanced "
+        f"{history[best]['balanced_accuracy']:.3f}. Calibrating and measuring."
+    )
+    return _write_bundle(config, frame, rows, originals, train_count, model, history, best, twin_exhibit)
+
+
+def _with_copies(
+    config: TrainConfig, originals: np.ndarray, labels: tuple[str, ...], train_count: int, say: Callable[[str], None]
+) -> tuple[np.ndarray, dict[str, loop.Split]]:
+    """The images and splits to train on: the training split with its augmented copies, and validation as it is."""
+    copies = config.balance.copies
+    source, seeds = plan.copies(labels[:train_count], copies, config.seed)
+    train_rows = np.arange(train_count)
+    images = originals
+    if copies and len(source):
+        say(f"Making {len(source)} augmented copies of training images.")
+        images = np.concatenate([originals, augmented_copies(originals, source, seeds, copies.augmentation)])
+        train_rows = np.concatenate([train_rows, np.arange(len(originals), len(images))])
+    return images, {
+        "train": loop.Split(train_rows, labels[:train_count] + tuple(labels[place] for place in source)),
+        "validation": loop.Split(np.arange(train_count, len(labels)), labels[train_count:]),
+    }
+
+
+def _train_twin(
+    config: TrainConfig,
+    frame: pd.DataFrame,
+    rows: pd.DataFrame,
+    originals: np.ndarray,
+    on_epoch: OnEpoch,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The exhibit of `melanoma.training.twin`: its leaked validation figures, and those of the same model on test."""
+    say("Training the leaked twin first, for the report's warning: its split is over single files.")
+    labels, groups = tuple(rows["label"]), rows["group_id"].to_numpy(dtype=object)
+    share = float((rows["split"] == "validation").mean())
+    images, splits, origin = twin.leaked_splits(config, originals, labels, share)
+    own = config.model_copy(update={"run_name": f"{config.run_name}-leaked"})
+    model, _, _ = fit(own, images, splits, on_epoch)
+    predictor = Predictor(_unmeasured(config, model))
+    validation = splits["validation"]
+    figures = twin.figures(
+        predictor.probabilities(images[validation.rows]),
+        validation.labels,
+        groups[origin[validation.rows]].tolist(),
+        config.seed,
+    )
+    say(f"The leaked twin's validation accuracy, which is not to be believed: {figures['accuracy']['value']:.3f}.")
+    exhibit = {"explanation": twin.EXPLANATION, "leaked_validation": figures}
+    test = schema.usable(frame, "test")
+    if not test.empty:
+        exhibit["leaked_model_on_test"] = twin.figures(
+            predictor.probabilities(cache_images(test["uri"].tolist(), config.image_size)),
+            test["label"].tolist(),
+            test["group_id"].tolist(),
+            config.seed,
+        )
+    return exhibit
+
+
+def _unmeasured(config: TrainConfig, model: Any) -> Bundle:
+    """A bundle in memory of a model that nothing is known of yet."""
+    files = {"model.keras": bundles.model_bytes(model), "training_images.parquet": b""}
+    draft = {"input_size": config.image_size, "calibration": {"temperature": 1.0}}
+    return Bundle(bundles.seal(draft, files), files["model.keras"], files["training_images.parquet"])
 
 
 def check(config: TrainConfig) -> pd.DataFrame:
@@ -85,6 +147,8 @@ def check(config: TrainConfig) -> pd.DataFrame:
     if config.batch_size % config.workers:
         raise InputError(f"batch_size {config.batch_size} cannot be shared equally by {config.workers} workers.")
     operations(config.augmentation)
+    if config.balance.copies:
+        operations(config.balance.copies.augmentation)
     for place in (config.out, config.checkpoints):
         storage.check_writable(place)
     return frame
@@ -132,12 +196,12 @@ def fit(
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute=config.select_by, checkpoint_score_order="max"
+                num_to_keep=2, checkpoint_score_attribute=_score(config), checkpoint_score_order="max"
             ),
         ),
     )
     result = _fit_and_follow(trainer, progress, on_epoch)
-    checkpoint = result.get_best_checkpoint(config.select_by, "max")
+    checkpoint = result.get_best_checkpoint(_score(config), "max")
     if checkpoint is None:
         raise MelanomaError(f"Training ended without a checkpoint in {config.checkpoints}/{name}.")
     model = networks.build(config.network, config.image_size, config.seed)
@@ -146,8 +210,16 @@ def fit(
     return model, history, len(at_best) - 1
 
 
+def _score(config: TrainConfig) -> str:
+    """The figure of an epoch whose highest value is kept."""
+    return "epoch" if config.select_by == "last" else config.select_by
+
+
 # What may change when a run is gone on with: where it runs and where it writes, not what it learns.
-_MAY_CHANGE = {"run_name", "catalog", "out", "checkpoints", "workers", "cpus_per_worker", "use_gpu", "max_failures"}
+_MAY_CHANGE = {
+    *("run_name", "catalog", "out", "checkpoints", "leaked_twin"),
+    *("workers", "cpus_per_worker", "use_gpu", "max_failures"),
+}
 
 
 def _claim(config: TrainConfig, name: str, images: np.ndarray, splits: dict[str, loop.Split]) -> None:
@@ -203,24 +275,30 @@ def _write_bundle(
     config: TrainConfig,
     frame: pd.DataFrame,
     rows: pd.DataFrame,
-    images: np.ndarray,
-    splits: dict[str, loop.Split],
+    originals: np.ndarray,
+    train_count: int,
     model: Any,
     history: list[dict[str, float]],
     best: int,
+    twin_exhibit: dict[str, Any] | None,
 ) -> Bundle:
-    validation = splits["validation"]
-    melanoma_labels = np.array(validation.labels) == taxonomy.MELANOMA
+    labels = tuple(rows["label"])
+    validation, validation_labels = originals[train_count:], labels[train_count:]
+    melanoma_labels = np.array(validation_labels) == taxonomy.MELANOMA
     draft: dict[str, Any] = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "input_size": config.image_size,
         "calibration": {"method": "temperature", "temperature": 1.0, "fitted_on": "validation"},
         "thresholds": {"review": 0.5, "urgent": 0.5},
-        "outliers": outliers.fit(images[splits["train"].rows], images[validation.rows]),
+        "outliers": outliers.fit(originals[:train_count], validation),
         "training": {
             "config": config.model_dump(mode="json"),
             "catalog_fingerprint": schema.fingerprint(frame),
-            "class_counts": {name: plan.class_counts(part.labels) for name, part in splits.items()},
+            "class_counts": {
+                "train": plan.class_counts(labels[:train_count]),
+                "validation": plan.class_counts(validation_labels),
+            },
+            "class_distribution": {"rows": plan.class_distribution(labels[:train_count], config.balance)},
             "best_epoch": best + 1,
             "history": history,
         },
@@ -232,9 +310,8 @@ def _write_bundle(
         "metrics": {},
     }
     files = {"model.keras": bundles.model_bytes(model), "training_images.parquet": _training_images(rows)}
-    uncalibrated = Bundle(bundles.seal(draft, files), files["model.keras"], files["training_images.parquet"])
-    logits = Predictor(uncalibrated).logits(images[validation.rows])
-    temperature = fit_temperature(logits, plan.targets(validation.labels))
+    logits = Predictor(_unmeasured(config, model)).logits(validation)
+    temperature = fit_temperature(logits, plan.targets(validation_labels))
     p_melanoma = calibrated(logits, temperature)[:, taxonomy.CODES.index(taxonomy.MELANOMA)]
     point = config.operating_point
     review = choose_threshold(melanoma_labels, p_melanoma, point.sensitivity)
@@ -243,9 +320,16 @@ def _write_bundle(
     draft["thresholds"] = {
         "review": review,
         "urgent": urgent,
-        "chosen": f"on the validation split ({len(validation.rows)} images, {int(melanoma_labels.sum())} melanomas): "
+        "chosen": f"on the validation split ({len(validation)} images, {int(melanoma_labels.sum())} melanomas): "
         f"review at {point.sensitivity:.0%} sensitivity, urgent at {point.urgent_specificity:.0%} specificity",
     }
+    if twin_exhibit:
+        draft["training"]["leaked_twin"] = {
+            **twin_exhibit,
+            "honest_validation": twin.figures(
+                calibrated(logits, 1.0), validation_labels, rows["group_id"].tolist()[train_count:], config.seed
+            ),
+        }
     measured = "test" if not schema.usable(frame, "test").empty else "validation"
     calibrated_bundle = Bundle(bundles.seal(draft, files), files["model.keras"], files["training_images.parquet"])
     report = evaluation.evaluate_frame(calibrated_bundle, frame, measured, config.catalog, seed=config.seed)

@@ -1,0 +1,101 @@
+"""The student steps and this project's recipe, leaked and honest figures side by side.
+
+Each configuration is trained twice by `melanoma.training.trainer`: as it stands, on the catalog's frozen split over
+groups, and as a leaked twin, see `melanoma.training.twin`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from melanoma import config, storage
+from melanoma.bundle import load
+from melanoma.catalog import schema
+from melanoma.errors import InputError
+from melanoma.training import trainer
+
+STEPS = {
+    "student: plain": "configs/student-plain.yaml",
+    "student: with dropout": "configs/student-dropout.yaml",
+    "student: with augmentation in the pipeline": "configs/student-augmentation.yaml",
+    "student: with rebalancing by Augmentor": "configs/student.yaml",
+    "ours": "configs/train.yaml",
+}
+
+
+def run(settings: config.AblationConfig, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Train all steps and write ablation.json and ablation.md to `settings.out`; returns the figures by step.
+
+    A step whose bundle lies in `settings.out` already, made of this catalog and configuration, is not trained again.
+    """
+    frame = schema.read(settings.catalog)
+    if schema.usable(frame, "test").empty:
+        raise InputError(f"The catalog {settings.catalog} has no test split: split it with `melanoma split`.")
+    figures = {}
+    for step, file in STEPS.items():
+        name = step.replace(":", "").replace(" ", "-")
+        own = config.load(
+            config.TrainConfig,
+            file,
+            settings.overrides,
+            catalog=settings.catalog,
+            out=storage.join(settings.out, name),
+            checkpoints=storage.join(settings.out, "checkpoints"),
+            run_name=name,
+            leaked_twin=True,
+        )
+        say(f"--- {step} ({file})")
+        figures[step] = _figures(_trained(own, schema.fingerprint(frame)) or _train(own, say))
+    out = storage.normalize(settings.out)
+    storage.write_json(storage.join(out, "ablation.json"), figures)
+    storage.write_bytes(storage.join(out, "ablation.md"), table(figures).encode())
+    return figures
+
+
+def _trained(own: config.TrainConfig, fingerprint: str) -> dict[str, Any] | None:
+    try:
+        manifest = load(own.out).manifest
+    except InputError:
+        return None
+    training = manifest["training"]
+    same = training["config"] == own.model_dump(mode="json") and training["catalog_fingerprint"] == fingerprint
+    return manifest if same else None
+
+
+def _train(own: config.TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    def each_tenth(metrics: Mapping[str, float]) -> None:
+        if metrics["epoch"] % 10 == 0:
+            say(f"epoch {metrics['epoch']:.0f}/{own.epochs}: validation accuracy {metrics['accuracy']:.3f}")
+
+    return trainer.train(own, on_epoch=each_tenth, say=say).manifest
+
+
+def _figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    twin = manifest["training"]["leaked_twin"]
+    kept = ("n", "n_melanoma", "accuracy", "balanced_accuracy", "melanoma_auc")
+    return {
+        "leaked_validation": twin["leaked_validation"],
+        "leaked_model_on_test": twin["leaked_model_on_test"],
+        "honest_validation": twin["honest_validation"],
+        "honest_test": {name: manifest["metrics"][name] for name in kept},
+        "model_version": manifest["model_version"],
+    }
+
+
+_COLUMNS = {
+    "leaked_validation": "leaked: validation over files",
+    "leaked_model_on_test": "the leaked model on Test",
+    "honest_validation": "honest: validation over groups",
+    "honest_test": "honest: Test",
+}
+
+
+def table(figures: Mapping[str, Mapping[str, Any]], figure: str = "accuracy") -> str:
+    """The figures of `run` as a Markdown table, with 95% intervals."""
+    head = ["step", *_COLUMNS.values()]
+    rows = [[step, *(_cell(of_step[name][figure]) for name in _COLUMNS)] for step, of_step in figures.items()]
+    lines: Sequence[Sequence[str]] = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
