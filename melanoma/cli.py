@@ -25,6 +25,8 @@ from melanoma.errors import InputError, MelanomaError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from melanoma.training.plan import ClassShare
+
 app = typer.Typer(
     help="Train a CNN on skin images and score image archives for melanoma. Not a medical device.",
     no_args_is_help=True,
@@ -130,13 +132,25 @@ def catalog(
         list[str], typer.Argument(metavar="SRC...", help="Folders with a sub-folder a class, or CSV/Parquet manifests.")
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="The catalog to write (Parquet).")],
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(help="Table that knows lesion, patient, age, sex or site of images by ISIC id. May be repeated."),
+    ] = None,
+    rules_file: Annotated[
+        str | None, typer.Option("--resolve", metavar="RULES", help="YAML of repairs, such as configs/isic9.yaml.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List images with their labels, digests and groups, as one Parquet table."""
-    from melanoma.catalog import build, schema
+    """List images with their labels, digests and groups, as one Parquet table; repair it by rule."""
+    from melanoma.catalog import build, resolve, schema
 
+    rules = config.load(resolve.Rules, rules_file) if rules_file else None
     with _bar("Reading images") as bar:
-        frame = build.build(sources, bar)
+        frame = build.build(sources, bar, metadata or ())
+    if rules:
+        frame, counts = resolve.resolve(frame, rules)
+        for rule, count in zip(rules.rules, counts, strict=True):
+            say(f"Rule {rule.rule}: {count} images changed ({rule.reason}).")
     _write_catalog(output, frame, schema.write)
     summary = _summary(frame)
     if as_json:
@@ -147,6 +161,8 @@ def catalog(
         f"{summary['images']} images in {summary['groups']} groups, {summary['unusable']} unusable, "
         f"{summary['unlabelled']} without a label: {output}"
     )
+    if rules:
+        answer.print(f"{summary['changed']} images changed by rule, {summary['dropped']} of them dropped.")
 
 
 def _write_catalog(output: str, frame: "pd.DataFrame", write: Callable[[str, "pd.DataFrame"], str]) -> None:
@@ -159,11 +175,14 @@ def _write_catalog(output: str, frame: "pd.DataFrame", write: Callable[[str, "pd
 def _summary(frame: "pd.DataFrame") -> dict[str, Any]:
     from melanoma.catalog import schema
 
+    dropped = schema.dropped(frame)
     return {
         "images": len(frame),
         "groups": int(frame["group_id"].nunique()),
         "unusable": int(frame["error"].notna().sum()),
-        "unlabelled": int(frame["label"].isna().sum()),
+        "unlabelled": int((frame["label"].isna() & ~dropped).sum()),
+        "dropped": int(dropped.sum()),
+        "changed": int(frame["changes"].notna().sum()),
         "labels": {str(k): int(v) for k, v in frame["label"].value_counts().sort_index().items()},
         "splits": {str(k): int(v) for k, v in frame["split"].value_counts().sort_index().items()},
         "fingerprint": schema.fingerprint(frame),
@@ -212,35 +231,32 @@ def split(
     answer.print(f"Frozen with fingerprint {summary['fingerprint'][:16]}: {output}")
 
 
-@app.command(epilog="Example: melanoma audit catalog.parquet --json")
+@app.command(epilog="Example: melanoma audit isic9.parquet ham10000.parquet --reference isic2019.csv --out out/audit")
 def audit(
-    catalogs: Annotated[list[str], typer.Argument(metavar="CATALOG...")],
+    catalogs: Annotated[list[str], typer.Argument(metavar="CATALOG...", help="Looked at as one set of images.")],
+    reference: Annotated[
+        str | None, typer.Option(help="Table of image ids and labels that the catalog's labels are compared with.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder or s3:// URI for audit.html and audit.json.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Look for leaks between splits and for images under several labels; exit 1 where there are any."""
-    import pandas as pd
-
+    """Look for leaks, contradictory labels, weak classes and what gives a label away; exit 1 on the first two."""
     from melanoma.catalog import audit as auditing
-    from melanoma.catalog import groups, schema
+    from melanoma.catalog import audit_report
 
-    frame = pd.concat([schema.read(name) for name in catalogs], ignore_index=True)
-    if len(catalogs) > 1:
-        frame["group_id"] = groups.group_ids(frame)
-    findings = auditing.audit(frame)
+    if out is not None:
+        storage.check_writable(out)
+    known = None if reference is None else auditing.read_reference(reference)
+    frame, repeats = auditing.read(catalogs)
+    found = auditing.examine(frame, known, repeats)
+    if out is not None:
+        with _bar("Fetching pictures") as bar:
+            audit_report.write(out, found, bar)
     if as_json:
-        _print_json([vars(finding) for finding in findings])
+        _print_json(found)
     else:
-        table = Table("finding", "by", "value", "between", "images")
-        for finding in findings:
-            names = ", ".join(storage.name(uri) for uri in finding.images[:3])
-            more = f" and {len(finding.images) - 3} more" if len(finding.images) > 3 else ""
-            between = " / ".join(finding.among)
-            table.add_row(finding.kind, finding.by, finding.value, between, names + more)
-        if findings:
-            answer.print(table)
-        kinds = Counter(finding.kind for finding in findings)
-        answer.print(f"{len(frame)} images: {kinds['leak']} leaks, {kinds['contradiction']} contradictory labels.")
-    return 1 if findings else 0
+        audit_report.show(answer, found, out)
+    return 0 if auditing.is_clean(found) else 1
 
 
 # --- Models ----------------------------------------------------------------------------------------------------------
@@ -262,12 +278,20 @@ def run_train(settings: config.TrainConfig, as_json: bool = False) -> None:
     _import_tensorflow()
     from melanoma.training import trainer
 
-    bundle = trainer.train(settings, on_epoch=say_epoch(settings), say=say)
+    bundle = trainer.train(settings, say_epoch(settings), say, _say_distribution)
     if as_json:
         _print_json({"bundle": settings.out, **bundle.manifest})
         return
     _print_metrics(bundle.manifest["metrics"], bundle.manifest["metrics"]["split"])
     answer.print(f"Bundle of model {bundle.version}: {settings.out} (report: {settings.out}/evaluation/report.html)")
+
+
+def _say_distribution(classes: "list[ClassShare]") -> None:
+    table = Table("training split", "images", "copies", "share", "of draws", "of the loss", title="Class balance")
+    for row in classes:
+        shares = (f"{row[column]:.1%}" for column in ("share", "drawn", "effective"))
+        table.add_row(row["label"], str(row["images"]), str(row["copies"]), *shares)
+    progress_console.print(table)
 
 
 def run_ablation(settings: config.AblationConfig) -> None:
@@ -298,20 +322,42 @@ def evaluate(
     out: Annotated[str, typer.Option(help="Folder or s3:// URI of the report.")],
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of the catalog to measure subgroups by; may be given again. Default: what is known."),
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Another bundle, to compare with on the same images.")] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(help="Share of melanoma to show alerts and predictive values at.")
+    ] = None,
+    others: Annotated[
+        list[str] | None, typer.Option(help="Folder of pictures that are no dermoscopy; may be given again.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on a split of a catalog: metrics.json, predictions.parquet and report.html."""
-    run_evaluate(
-        config.load(config.EvaluateConfig, None, None, bundle=bundle, catalog=catalog, out=out, split=split, seed=seed),
-        as_json,
+    settings = config.load(
+        config.EvaluateConfig,
+        None,
+        None,
+        bundle=bundle,
+        catalog=catalog,
+        out=out,
+        split=split,
+        seed=seed,
+        by=by or None,
+        against=against,
+        prevalence=prevalence,
+        others=others or None,
     )
+    run_evaluate(settings, as_json)
 
 
 def run_evaluate(settings: config.EvaluateConfig, as_json: bool = False) -> None:
     _import_tensorflow()
     from melanoma.evaluation.run import evaluate
 
-    metrics = evaluate(settings).metrics
+    metrics = (evaluate(settings) if as_json else evaluate(settings, say)).metrics
     if as_json:
         _print_json(metrics)
         return
@@ -324,7 +370,7 @@ def _print_metrics(metrics: dict[str, Any], split: str) -> None:
         "figure", "value", "95% interval", title=f"{split}: {metrics['n']} images, {metrics['n_melanoma']} melanomas"
     )
     figures = {
-        **{name: value for name, value in metrics.items() if isinstance(value, dict) and "low" in value},
+        **{name: value for name, value in metrics.items() if isinstance(value, dict) and "value" in value},
         **{f"recall of {name}": value for name, value in metrics["recall"].items()},
     }
     for name, figure in figures.items():
@@ -334,6 +380,15 @@ def _print_metrics(metrics: dict[str, Any], split: str) -> None:
             interval = f"{figure['low']:.3f} to {figure['high']:.3f}" if figure["low"] is not None else ""
             table.add_row(name.replace("_", " "), f"{figure['value']:.3f}", interval)
     answer.print(table)
+    if comparison := metrics.get("comparison"):
+        table = Table("figure", "this", "other", "difference", "95% interval", title="against the other bundle")
+        for name, figure in comparison["figures"].items():
+            difference = figure["difference"]
+            if difference["value"] is not None:
+                interval = f"{difference['low']:+.3f} to {difference['high']:+.3f}" if difference["method"] else ""
+                numbers = f"{figure['this']:.3f}", f"{figure['other']:.3f}", f"{difference['value']:+.3f}"
+                table.add_row(name.replace("_", " "), *numbers, interval)
+        answer.print(table)
     if metrics.get("leak_warning"):
         answer.print(metrics["leak_warning"], style="bold red")
 

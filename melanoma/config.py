@@ -7,7 +7,7 @@ import datetime
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -32,11 +32,11 @@ def _iso_date(value: Any) -> Any:
 Date = Annotated[str | None, BeforeValidator(_iso_date)]
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-class Network(_Model):
+class Network(Model):
     """`name` is a function of melanoma.training.networks."""
 
     name: Literal["residual", "student"] = "residual"
@@ -44,7 +44,7 @@ class Network(_Model):
     dropout: Share = 0.3
 
 
-class Augmentation(_Model):
+class Augmentation(Model):
     """One Augmentor operation: a method of Augmentor.Pipeline, with its own parameters."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -67,7 +67,7 @@ class Augmentation(_Model):
     probability: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
-class Copies(_Model):
+class Copies(Model):
     """Augmented copies, made once before the training, of images of the training split.
 
     `add`: so many more of every class, as the student projects do with Augmentor's ``sample(500)``. `fill_to`: a class
@@ -85,7 +85,7 @@ class Copies(_Model):
         return self
 
 
-class Balance(_Model):
+class Balance(Model):
     """Class balancing, by how often an image is drawn, how much it weighs in the loss, and by augmented copies.
 
     Powers: 0 leaves the classes as they are, 1 makes them count alike, and between the two the share of a class of n
@@ -98,14 +98,17 @@ class Balance(_Model):
     copies: Copies | None = None
 
 
-class OperatingPoint(_Model):
+class OperatingPoint(Model):
     """How the alert thresholds are chosen, on the validation split."""
 
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95  # of `review`
+    # What must reach it: the share of these very melanomas, or that share's one-sided 95% lower confidence bound, which
+    # takes 59 melanomas for 95%.
+    bound: Literal["observed", "lower"] = "observed"
     urgent_specificity: Annotated[float, Field(gt=0, le=1)] = 0.95  # of `urgent`
 
 
-class TrainConfig(_Model):
+class TrainConfig(Model):
     catalog: str
     out: str  # where the bundle is written: a folder or an s3:// URI
     checkpoints: str = "out/checkpoints"  # a folder or an s3:// URI; every worker must reach it
@@ -136,21 +139,31 @@ class TrainConfig(_Model):
     max_failures: Annotated[int, Field(ge=-1)] = 2
 
 
-class EvaluateConfig(_Model):
+class EvaluateConfig(Model):
     bundle: str
     catalog: str
     out: str
     split: Literal["train", "validation", "test", "all"] = "test"
-    seed: Seed = 0
+    seed: Seed = 0  # of the bootstrap, and of the images that are drawn
+    against: str | None = None  # another bundle, to compare with on the same images
+    # Columns of the catalog to measure subgroups by; None: source, sex, age and anatomic_site, where they tell apart.
+    by: tuple[str, ...] | None = None
+    # A share of melanoma to show alerts and predictive values at, beside the set's own, 2% and 0.1%.
+    prevalence: Annotated[float, Field(gt=0, lt=1)] | None = None
+    # At most so many images are changed a little and predicted again, and checked for outliers.
+    stability_images: Annotated[int, Field(ge=0)] = 500
+    others: tuple[str, ...] = ()  # folders of pictures that are no dermoscopy, for the outlier check
 
 
-class AblationConfig(_Model):
+class AblationConfig(Model):
     catalog: str
+    repaired: str | None = None  # the same images with labels repaired, see melanoma.catalog.resolve: one step more
     out: str
-    overrides: tuple[str, ...] = ()  # of every training, such as "epochs=2"
+    student_epochs: Positive | None = None  # of the student steps; None: as their configurations say
+    overrides: tuple[str, ...] = ()  # of every training, such as "image_size=64"
 
 
-class ScoreConfig(_Model):
+class ScoreConfig(Model):
     archive: str
     out: str
     bundle: str
@@ -164,7 +177,7 @@ class ScoreConfig(_Model):
     max_pixels: Positive = 64_000_000
 
 
-C = TypeVar("C", bound=_Model)
+C = TypeVar("C", bound=Model)
 
 
 def load(model: type[C], path: str | None, overrides: Sequence[str] | None = None, **values: Any) -> C:
@@ -233,8 +246,23 @@ def _sentence(model: type[BaseModel], error: pydantic.ValidationError, path: str
 
 
 def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known at a place of the tree. In a list of several kinds, the kind is a part of the path."""
+    models = [model]
     for part in path:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)
+        fields = [each.model_fields[part] for each in models if part in each.model_fields]
+        if fields:
+            models = [inner for field in fields for inner in _models(field.annotation)]
+        elif isinstance(part, str):
+            models = [
+                each
+                for each in models
+                if (part,) in [get_args(field.annotation) for field in each.model_fields.values()]
+            ]
+    return list(dict.fromkeys(name for each in models for name in each.model_fields))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in an annotation such as ``tuple[A | B, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -1,56 +1,193 @@
-"""How far an image lies from the dermoscopy images that a model was trained on.
+"""How unlike an image is to the dermoscopy images that a model was trained on.
 
-The squared Mahalanobis distance of a few statistics of colour and sharpness from those of the training images, as a
-share of the distance that 99% of the validation images stay below: over 1 is unlike what the model knows. It says that
-a picture is not of the known kind; it does not say that a diagnosis is right.
+Two detectors look at the same statistics of colour and texture, and the surer one counts:
+
+- *nothing like it*: the squared Mahalanobis distance from the training images (covariance shrunk as by Ledoit and Wolf
+  2004, doi:10.1016/S0047-259X(03)00096-4). It finds noise, pages, screens, even frames and grey pictures;
+- *altered colours*: the log odds that this is a training image with its colour channels in another order, or inverted,
+  rather than one as it is; a multinomial logistic regression on such copies. With red and blue exchanged a picture is
+  no farther out than a bluish nevus is, but far likelier an altered one.
+
+Each is scaled so that 99% of the validation images stay below 1; at least 98% do in both. A score over 1 says that a
+picture is not of the known kind. A score under 1 does not say that it is dermoscopy: close-ups of skin by a phone's
+camera pass, and so do some pictures whose green and blue are exchanged.
+
+Greyscale copies of dermoscopy are to be found, as the model has learned from colours. Turned and mirrored pictures are
+not: the statistics do not know up from down.
 """
 
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
-from melanoma.imaging.decode import quality
+Floats = npt.NDArray[np.float64]
+
+# The wrong orders of red, green and blue. (2, 1, 0) is what OpenCV reads.
+CHANNEL_ORDERS = ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 _QUANTILE = 0.99
-_TOGETHER = 64
+_ALTERED = 2000  # images at most whose altered copies are learned: 5 orders and inversion make 12,000 of them
+_LEAST_SPREAD = 0.01  # or one bright pixel would be a marvel to a model of few images that have none
+_CLIP = 6.0  # standard deviations: no statistic alone makes a picture an altered one
+_TOGETHER = 8  # 8 pictures of float32 are less than half a megabyte, which stays in a processor's cache
+_SIDE = 64  # pixels, a power of 2
+_LEVELS = 5  # bands of detail: of 2, 4, 8, 16 and 32 pixels
+_COUNT = 17 + 7 * _LEVELS + 3
+_PAIRS = ((0, 1), (0, 2), (1, 2))
+
+# Pigment and blood absorb a share of the light, however bright it is: a difference of log intensities is a property of
+# skin, of intensities it is not. The offset keeps the noise of black borders small.
+_LOG = np.log(np.arange(256, dtype=np.float32) + 8)
+_VISIBLE = np.float32(1e-5)  # the variance of log intensity that counts as none: about what rounding to 8 bits leaves
 
 
 def statistics(pixels: np.ndarray) -> np.ndarray:
-    """float64 [n, 13] of uint8 RGB [n, size, size, 3]: means, spreads and correlations of the channels, centre against
-    border, sharpness."""
-    # In parts: as float64 the images of a training split would take tens of gigabytes.
-    parts = [_statistics(pixels[at : at + _TOGETHER]) for at in range(0, len(pixels), _TOGETHER)]
-    return np.concatenate(parts) if parts else np.zeros((0, 13))
+    """float64 [n, 55] of uint8 RGB [n, size, size, 3], measured at 64 x 64 pixels whatever the size.
+
+    - 12 of log intensity and of the log ratios red to green and green to blue: mean, log of the spread, and how far the
+      middle and the corners are from the mean;
+    - 5 of the log channels: correlations of pairs (Fisher's z), log ratios of their spreads;
+    - 35 of five bands of the Haar transform of the log channels: log energy of green, log ratios of energy as above,
+      correlations of pairs (Fisher's z), sparsity of green;
+    - 3 shares of pixels: even (their green differs by less than 1.5 from their neighbours'), overexposed, black.
+    """
+    # In parts: as float32 the images of a training split would take gigabytes.
+    parts = [_statistics(_small(pixels[at : at + _TOGETHER])) for at in range(0, len(pixels), _TOGETHER)]
+    return np.concatenate(parts) if parts else np.zeros((0, _COUNT))
 
 
-def _statistics(pixels: np.ndarray) -> np.ndarray:
-    images = pixels.astype(np.float64) / 255.0
-    n, size = images.shape[:2]
-    flat = images.reshape(n, -1, 3)
-    means, spreads = flat.mean(axis=1), flat.std(axis=1)
-    centred = flat - means[:, None, :]
-    pairs = [(0, 1), (0, 2), (1, 2)]
-    correlations = np.stack(
-        [(centred[..., a] * centred[..., b]).mean(axis=1) / (spreads[:, a] * spreads[:, b] + 1e-3) for a, b in pairs],
+def _small(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [n, 3, 64, 64], a pixel the mean of those that it covers: finer detail is of the camera and the file."""
+    size = pixels.shape[1]
+    filter_ = Image.Resampling.BOX if size > _SIDE else Image.Resampling.BILINEAR
+    images = [Image.fromarray(image).resize((_SIDE, _SIDE), filter_) for image in pixels]
+    return np.ascontiguousarray(np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2))
+
+
+def _statistics(small: np.ndarray) -> Floats:
+    channels = _LOG[small]
+    planes = np.stack([channels.mean(axis=1), channels[:, 0] - channels[:, 1], channels[:, 1] - channels[:, 2]], axis=1)
+    mean = planes.mean(axis=(2, 3))
+    quarter, eighth = _SIDE // 4, _SIDE // 8
+    middle = planes[:, :, quarter:-quarter, quarter:-quarter].mean(axis=(2, 3))
+    ends = np.r_[:eighth, -eighth:0]
+    corners = planes[:, :, ends[:, None], ends].mean(axis=(2, 3))
+
+    flat = channels.reshape(len(channels), 3, -1)
+    flat = flat - flat.mean(axis=2, keepdims=True)
+    covariance = flat @ flat.transpose(0, 2, 1) / flat.shape[2]
+    spread = np.log(planes.std(axis=(2, 3)) + 0.01)
+
+    return np.concatenate(
+        [
+            *(mean, spread, middle - mean, corners - mean),
+            _correlations(covariance, np.float32(1e-4)),
+            _ratios(covariance, np.float32(1e-4)) / 2,
+            *_bands(channels),
+            _shares(small),
+        ],
         axis=1,
+        dtype=np.float64,
     )
-    quarter = size // 4
-    middle = images[:, quarter : size - quarter, quarter : size - quarter].mean(axis=(1, 2))
-    sharpness = np.log([[quality(image)[0] + 1e-6] for image in pixels])
-    return np.concatenate([means, spreads, correlations, middle - means, sharpness], axis=1)
+
+
+def _bands(channels: np.ndarray) -> list[np.ndarray]:
+    """Seven statistics a band, from the finest; `channels` is float32 [n, 3, 64, 64]."""
+    found = []
+    for _ in range(_LEVELS):
+        a, b = channels[:, :, ::2, ::2], channels[:, :, ::2, 1::2]
+        c, d = channels[:, :, 1::2, ::2], channels[:, :, 1::2, 1::2]
+        upper, lower, diagonal = a + b, c + d, a - d
+        # Horizontal and vertical differences count alike, so that a turn by 90 degrees changes nothing.
+        across, down = (diagonal - (b - c)) / 2, (upper - lower) / 2
+        channels = (upper + lower) / 4
+        detail = np.concatenate([across, down], axis=2).reshape(len(channels), 3, -1)
+        covariance = detail @ detail.transpose(0, 2, 1) / (detail.shape[2] / 2)
+        size = np.abs(across[:, 1]) + np.abs(down[:, 1])
+        root = np.sqrt((size**2).mean(axis=(1, 2)))
+        found += [
+            np.log(covariance[:, 1, 1] + _VISIBLE)[:, None],
+            _ratios(covariance, _VISIBLE),
+            _correlations(covariance, _VISIBLE),
+            np.log((size.mean(axis=(1, 2)) + 0.003) / (root + 0.003))[:, None],
+        ]
+    return found
+
+
+def _ratios(covariance: np.ndarray, least: np.float32) -> np.ndarray:
+    """[n, 2] of [n, 3, 3]: log ratios of the variances of red to green and of green to blue."""
+    variance = np.log(np.einsum("nii->ni", covariance) + least)
+    return np.asarray(variance[:, :2] - variance[:, 1:])
+
+
+def _correlations(covariance: np.ndarray, least: np.float32) -> np.ndarray:
+    """[n, 3] of [n, 3, 3]: Fisher's z of the correlations of each two channels; without variance they go together."""
+    variance = np.einsum("nii->ni", covariance) + least
+    pairs = [(covariance[:, a, b] + least / 2) / np.sqrt(variance[:, a] * variance[:, b]) for a, b in _PAIRS]
+    return np.arctanh(np.clip(np.stack(pairs, axis=1), -0.999, 0.999))
+
+
+def _shares(small: np.ndarray) -> np.ndarray:
+    """[n, 3] shares of pixels: even, overexposed, black. The roots of the last two, which are mostly near 0."""
+    green = small[:, 1].astype(np.float32)
+    across, down = green[:, 1:-1, 2:] - green[:, 1:-1, :-2], green[:, 2:, 1:-1] - green[:, :-2, 1:-1]
+    even = (across**2 + down**2 < 1.5**2).mean(axis=(1, 2))
+    brightest = small.max(axis=1)
+    return np.stack(
+        [even, np.sqrt((brightest > 250).mean(axis=(1, 2))), np.sqrt((brightest < 15).mean(axis=(1, 2)))], axis=1
+    )
+
+
+def _copies(small: np.ndarray) -> list[np.ndarray]:
+    """The pictures as they are and altered in the ways that are learned, each [n, 3, 64, 64]."""
+    return [small, *(small[:, order] for order in CHANNEL_ORDERS), 255 - small]
 
 
 def fit(train: np.ndarray, validation: np.ndarray) -> dict[str, Any]:
-    """What `scores` needs, as plain lists for a bundle; both arguments uint8 RGB [n, size, size, 3]."""
-    from sklearn.covariance import LedoitWolf  # scoring needs no scikit-learn in its memory
+    """What `scores` needs, as plain lists for a bundle; both arguments uint8 RGB [n, size, size, 3], not empty."""
+    # Scoring needs no scikit-learn in its memory.
+    from sklearn.covariance import LedoitWolf
+    from sklearn.linear_model import LogisticRegression
 
-    estimate = LedoitWolf().fit(statistics(train))
-    model = {"mean": estimate.location_.tolist(), "precision": estimate.precision_.tolist(), "scale": 1.0}
-    return {**model, "scale": float(np.quantile(scores(validation, model), _QUANTILE))}
+    known = statistics(train)
+    model: dict[str, Any] = {
+        "mean": known.mean(axis=0).tolist(),
+        "spread": (known.std(axis=0) + _LEAST_SPREAD).tolist(),
+    }
+    model["precision"] = LedoitWolf(assume_centered=True).fit(_standardized(known, model)).precision_.tolist()
+
+    chosen = np.linspace(0, len(train) - 1, min(len(train), _ALTERED)).astype(int)
+    parts = [_small(train[chosen[at : at + _TOGETHER]]) for at in range(0, len(chosen), _TOGETHER)]
+    copies = [(kind, _statistics(copy)) for part in parts for kind, copy in enumerate(_copies(part))]
+    found = np.clip(_standardized(np.concatenate([copy for _, copy in copies]), model), -_CLIP, _CLIP)
+    kinds = np.concatenate([np.full(len(copy), kind) for kind, copy in copies])
+    regression = LogisticRegression(max_iter=2000).fit(found, kinds)
+    model["coefficients"] = (regression.coef_[1:] - regression.coef_[0]).tolist()
+    model["intercepts"] = (regression.intercept_[1:] - regression.intercept_[0]).tolist()
+
+    distances, odds = _detectors(statistics(validation), model)
+    usual, altered = np.median(odds), np.quantile(odds, _QUANTILE)
+    model["distance_at_1"] = float(np.quantile(distances, _QUANTILE))
+    model["log_odds_at_0"], model["log_odds_at_1"] = float(usual), float(max(altered, usual + 1))
+    return model
 
 
 def scores(pixels: np.ndarray, model: dict[str, Any]) -> np.ndarray:
-    """float32 [n], 0 and up; 1 is the distance that 99% of the validation images stay below."""
-    offsets = statistics(pixels) - np.array(model["mean"])
-    distances = np.einsum("ni,ij,nj->n", offsets, np.array(model["precision"]), offsets)
-    return np.asarray(distances / model["scale"], dtype=np.float32)
+    """float32 [n], 0 and up, of uint8 RGB [n, size, size, 3]; over 1 is unlike what the model was trained on."""
+    distances, odds = _detectors(statistics(pixels), model)
+    low, high = model["log_odds_at_0"], model["log_odds_at_1"]
+    return np.maximum(distances / model["distance_at_1"], (odds - low) / (high - low)).astype(np.float32)
+
+
+def _detectors(found: Floats, model: dict[str, Any]) -> tuple[Floats, Floats]:
+    """Squared Mahalanobis distances and log odds of altered colours, both [n]."""
+    standard = _standardized(found, model)
+    distances = np.einsum("ni,ij,nj->n", standard, np.array(model["precision"]), standard)
+    odds = np.clip(standard, -_CLIP, _CLIP) @ np.array(model["coefficients"]).T + np.array(model["intercepts"])
+    return distances, odds.max(axis=1)
+
+
+def _standardized(found: Floats, model: dict[str, Any]) -> Floats:
+    return np.asarray((found - np.array(model["mean"])) / np.array(model["spread"]))

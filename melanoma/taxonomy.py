@@ -109,7 +109,12 @@ def identity(image_id: str, uri: str | None) -> str:
 
     Many sets number the files of each class folder anew: benign/1.jpg and malignant/1.jpg are two photographs.
     """
-    return image_id if re.fullmatch(r"ISIC_\d+", image_id) else f"{(uri or '').rpartition('/')[0]}/{image_id}"
+    return image_id if is_global(image_id) else f"{(uri or '').rpartition('/')[0]}/{image_id}"
+
+
+def is_global(image_id: str) -> bool:
+    """Whether an id names the same photograph wherever it stands: ISIC's ids do."""
+    return re.fullmatch(r"ISIC_\d+", image_id) is not None
 
 
 def image_id_of(uri: str) -> str:

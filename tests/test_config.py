@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from melanoma import config
-from melanoma.config import EvaluateConfig, ScoreConfig, TrainConfig
+from melanoma.catalog.resolve import Rules
+from melanoma.config import AblationConfig, EvaluateConfig, ScoreConfig, TrainConfig
 from melanoma.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -28,15 +29,26 @@ def refusal(model: type[Any], path: str | None, *overrides: str, **values: Any) 
     return sentence
 
 
-@pytest.mark.parametrize(
-    ("model", "name"), [(TrainConfig, "train"), (EvaluateConfig, "evaluate"), (ScoreConfig, "score")]
-)
-def test_the_configurations_of_the_repository_are_valid(model: type[Any], name: str) -> None:
+MODELS: dict[str, type[Any]] = {
+    "train": TrainConfig,
+    "student-plain": TrainConfig,
+    "student-dropout": TrainConfig,
+    "student-augmentation": TrainConfig,
+    "student": TrainConfig,
+    "ablation": AblationConfig,
+    "evaluate": EvaluateConfig,
+    "score": ScoreConfig,
+    "isic9": Rules,
+}
+
+
+@pytest.mark.parametrize(("name", "model"), MODELS.items())
+def test_the_configurations_of_the_repository_are_valid(name: str, model: type[Any]) -> None:
     assert isinstance(config.load(model, str(CONFIGS / f"{name}.yaml")), model)
 
 
 def test_there_is_a_model_for_every_configuration_of_the_repository() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"train", "evaluate", "score"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(MODELS)
 
 
 def test_overrides_go_over_the_file_and_values_over_both(tmp_path: Path) -> None:
@@ -72,7 +84,10 @@ def test_a_date_may_be_written_as_a_date(tmp_path: Path) -> None:
     [
         ("epoch: 3", "Unknown key 'epoch' in FILE: did you mean 'epochs'?"),
         ("network: {widht: 3}", "Unknown key 'network.widht' in FILE: did you mean 'width'?"),
-        ("balance: {colour: 3}", "Unknown key 'balance.colour' in FILE: the keys there are sampling, loss_weights."),
+        (
+            "balance: {colour: 3}",
+            "Unknown key 'balance.colour' in FILE: the keys there are sampling, loss_weights, copies.",
+        ),
         (
             "augmentation: [{operation: zoom}, {probability: 1}]",
             "The key 'augmentation.1.operation' is missing in FILE.",

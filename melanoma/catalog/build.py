@@ -3,7 +3,7 @@
 import hashlib
 import io
 import posixpath
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,17 +39,25 @@ _COLUMNS = {
     "sex": ("sex",),
     "anatomic_site": ("anatomic_site", "localization", "anatom_site_general", "anatom_site_general_challenge"),
 }
+_KNOWN_OF_AN_IMAGE = ("lesion_id", "patient_id", "age", "sex", "anatomic_site")
 _ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC")
 _HASHED_SIZE = 128  # pixels a side of the squashed picture that the perceptual hash is taken from
 
 
-def build(sources: Iterable[str], on_image: Callable[[int, int], None] = lambda done, total: None) -> pd.DataFrame:
+def build(
+    sources: Iterable[str],
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    metadata: Sequence[str] = (),
+) -> pd.DataFrame:
     """The catalog of all `sources`, each a folder with one sub-folder a class, or a CSV or Parquet manifest.
 
     Every image is read once. One that cannot be read stays in the catalog with its reason in `error`. `on_image` is
-    told how many images of how many are done. Raises InputError for a source that is not there or has no image.
+    told how many images of how many are done. `metadata` are tables that know more of images by their ISIC id: lesion,
+    patient, age, sex, site. Raises InputError for a source or table that is not there or is of no use.
     """
     rows = [row for source in sources for row in _rows_of(storage.normalize(source))]
+    for table in metadata:
+        _add_metadata(rows, storage.normalize(table))
     with ThreadPoolExecutor(max_workers=16) as pool:
         for done, (row, facts) in enumerate(zip(rows, pool.map(_inspect, rows), strict=True), start=1):
             row.update(facts)
@@ -152,7 +160,7 @@ def _read_manifest(source: str) -> pd.DataFrame:
 def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
     table = _read_manifest(source)
     folder = storage.parent(source)
-    columns = {ours: next((name for name in names if name in table.columns), None) for ours, names in _COLUMNS.items()}
+    columns = _columns_of(table)
     one_hot = [name for name in _ONE_HOT if name in table.columns]
     if columns["path"] is None and columns["image_id"] is None:
         raise InputError(
@@ -169,15 +177,11 @@ def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
             if not info.uri.endswith(("/", ".csv", ".parquet", ".txt", ".md", ".json"))
         }
 
-    def text(row: dict[Hashable, Any], ours: str) -> str | None:
-        value = row.get(columns[ours] or "")
-        return None if value is None or value != value or str(value).strip() == "" else str(value).strip()
-
     rows = []
     for record in table.to_dict("records"):
         row: dict[str, Any] = {"source": _source_name(folder), "error": None}
-        path = text(record, "path")
-        image_id = text(record, "image_id")
+        path = _text(record, columns["path"])
+        image_id = _text(record, columns["image_id"])
         if columns["path"] is not None:
             row["uri"] = _resolve(folder, path) if path else None
             row["error"] = None if path else f"A row of {source} has no path."
@@ -186,17 +190,29 @@ def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
             row["error"] = None if row["uri"] else f"No image of this id lies below {folder}."
         row["image_id"] = taxonomy.image_id_of(image_id or path or "")
         row["label"] = _label(record, columns["label"], one_hot, source)
-        for column in ("lesion_id", "patient_id", "sex", "anatomic_site"):
-            row[column] = text(record, column)
-        for column in ("sex", "anatomic_site"):
-            row[column] = None if row[column] == "unknown" else row[column]
-        row["age"] = _age(text(record, "age"))
-        split = text(record, "split")
+        row |= _known_of_an_image(record, columns)
+        split = _text(record, columns["split"])
         if split is not None and split.lower() not in _SPLIT_WORDS:
             raise InputError(f"The manifest {source} has the split {split!r}: use train, validation or test.")
         row["split"] = _SPLIT_WORDS[split.lower()] if split else None
         rows.append(row)
     return rows
+
+
+def _columns_of(table: pd.DataFrame) -> dict[str, str | None]:
+    """What the table calls each of our columns; None where it has no such column."""
+    return {ours: next((name for name in names if name in table.columns), None) for ours, names in _COLUMNS.items()}
+
+
+def _text(record: dict[Hashable, Any], column: str | None) -> str | None:
+    value = record.get(column or "")
+    return None if value is None or value != value or str(value).strip() == "" else str(value).strip()
+
+
+def _known_of_an_image(record: dict[Hashable, Any], columns: dict[str, str | None]) -> dict[str, Any]:
+    words = {name: _text(record, columns[name]) for name in _KNOWN_OF_AN_IMAGE}
+    known: dict[str, Any] = {name: None if word == "unknown" else word for name, word in words.items()}
+    return {**known, "age": _age(words["age"])}
 
 
 def _label(record: dict[Hashable, Any], column: str | None, one_hot: list[str], source: str) -> str | None:
@@ -222,6 +238,29 @@ def _age(word: str | None) -> float | None:
     except ValueError:
         return None
     return age if 0 <= age < 130 else None
+
+
+def _add_metadata(rows: list[dict[str, Any]], source: str) -> None:
+    """Fill in what a metadata table knows of the images with its ids, and the rows do not."""
+    try:
+        table = _read_manifest(source)
+    except OSError as error:
+        raise InputError(f"The metadata {source} cannot be read: {error}") from None
+    columns = _columns_of(table)
+    if columns["image_id"] is None or not any(columns[name] for name in _KNOWN_OF_AN_IMAGE):
+        raise InputError(
+            f"The metadata {source} needs a column image_id and one of {', '.join(_KNOWN_OF_AN_IMAGE)}: its columns "
+            f"are {', '.join(map(str, table.columns))}."
+        )
+    known = {}
+    for record in table.to_dict("records"):
+        image_id = taxonomy.image_id_of(_text(record, columns["image_id"]) or "")
+        if taxonomy.is_global(image_id):
+            known[image_id] = _known_of_an_image(record, columns)
+    for row in rows:
+        for name, value in known.get(row["image_id"], {}).items():
+            if row.get(name) is None:
+                row[name] = value
 
 
 def _is_one(value: Any, column: str, source: str) -> bool:

@@ -98,3 +98,8 @@ def usable(frame: pd.DataFrame, split: str) -> pd.DataFrame:
     """The images of a split ("all" for every one) that can be read and have a label."""
     rows = frame[frame["error"].isna() & frame["label"].notna()]
     return rows if split == "all" else rows[rows["split"] == split]
+
+
+def dropped(frame: pd.DataFrame) -> pd.Series:
+    """bool [n]: the images that a rule of repair has dropped; they keep their row for the record."""
+    return frame["label"].isna() & frame["changes"].fillna("").str.contains(r"(?:^|; )dropped ", regex=True)

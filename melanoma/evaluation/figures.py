@@ -5,7 +5,7 @@ Colours are of Okabe and Ito's palette, which the colour-blind can tell apart; m
 
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -14,8 +14,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-from melanoma.evaluation.metrics import CALIBRATION_BINS, Bools, Floats, Ints, bin_of, is_melanoma, proportion, roc
+from melanoma.evaluation.calibration import CALIBRATION_BINS, bin_of
+from melanoma.evaluation.intervals import Bools, Floats, Ints, proportion
+from melanoma.evaluation.predictions import is_melanoma
+from melanoma.evaluation.roc import roc
 from melanoma.taxonomy import NAMES, codes_of
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6b76"
@@ -139,6 +143,99 @@ def reliability_figure(probability: Floats, outcome: Bools, group: Ints, x_label
         bottom.set_ylabel("images")
         bottom.grid(color="#e3e7ea", axis="y")
         figure.align_ylabels()
+    return figure
+
+
+def decision_curve_figure(curve: Mapping[str, Any]) -> Figure:
+    """Net benefit by threshold, from `melanoma.evaluation.decision.decision_curve`."""
+    thresholds, model, everyone = (np.array(curve[key]) for key in ("threshold", "model", "all"))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        if curve["low"] is not None:
+            axes.fill_between(thresholds, curve["low"], curve["high"], color=BLUE, alpha=0.18, linewidth=0)
+        axes.plot(thresholds, model, color=BLUE, linewidth=2.2, label="raise by the model, with 95% interval")
+        axes.plot(thresholds, everyone, color=ORANGE, linewidth=1.6, linestyle="--", label="raise every image")
+        axes.plot(thresholds, np.zeros(len(thresholds)), color=GREY, linewidth=1.6, linestyle=":", label="raise none")
+        # What raising every image loses at high thresholds would press the rest into a line.
+        top = max(model.max(), everyone.max(), *(curve["high"] or [0]))
+        axes.set(xlim=(0, 0.5), ylim=(-0.4 * top, 1.08 * top))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("threshold: probability of melanoma from which a lesion is worth a look")
+        axes.set_ylabel("net benefit (melanomas an image)")
+        axes.grid(color="#e3e7ea")
+        axes.legend(loc="upper right", fontsize=10.5, framealpha=0.9)
+    return figure
+
+
+def subgroup_figure(subgroups: Sequence[Mapping[str, Any]]) -> Figure:
+    """Sensitivity, specificity and AUC of each group with its interval, from `melanoma.evaluation.subgroups`."""
+    rows = [(column["column"], group) for column in subgroups for group in column["groups"]]
+    titles = {"sensitivity": "sensitivity", "specificity": "specificity", "melanoma_auc": "AUC of melanoma"}
+    # An empty line before each column of the catalog.
+    starts = np.cumsum([0, *(len(column["groups"]) + 1 for column in subgroups)])
+    places = [start + 1 + i for start, c in zip(starts[:-1], subgroups, strict=True) for i in range(len(c["groups"]))]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10.4, 1.2 + 0.32 * starts[-1]), layout="constrained")
+        panels = figure.subplots(1, len(titles), sharey=True)
+        for axes, (name, title) in zip(panels, titles.items(), strict=True):
+            for place, (_, group) in zip(places, rows, strict=True):
+                _bar(axes, place, group[name])
+            axes.set(xlim=(-0.03, 1.03), title=title)
+            axes.title.set_fontsize(12)
+            axes.set_xticks(np.linspace(0, 1, 6))
+            axes.grid(color="#e3e7ea", axis="x")
+        names = [_shortened(group["value"]) for _, group in rows]
+        heads = [column["column"].replace("_", " ") for column in subgroups]
+        panels[0].set_yticks([*places, *starts[:-1]], [*names, *heads], fontsize=10.5)
+        for label in panels[0].get_yticklabels()[len(places) :]:
+            label.set_fontweight("bold")
+        panels[0].set_ylim(starts[-1] - 0.4, -0.6)
+        for axes in panels:
+            axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _shortened(text: str) -> str:
+    return textwrap.shorten(text, 28, placeholder="...") or text[:28]
+
+
+def _bar(axes: Axes, place: float, estimate: Mapping[str, Any]) -> None:
+    if estimate["value"] is None:
+        axes.text(0.5, place, "not measurable", ha="center", va="center", fontsize=9.5, color=GREY)
+        return
+    if estimate["low"] is not None:
+        axes.plot([estimate["low"], estimate["high"]], [place, place], color=BLUE, linewidth=2.2)
+    axes.plot(estimate["value"], place, color=BLUE, marker="o", markersize=6, linestyle="none")
+
+
+def class_distribution_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The share of each class in the training images, in what an epoch draws, and in the loss.
+
+    Each of `rows` has `label`, `images` and `copies` (counts), `drawn` and `effective` (shares of all classes).
+    """
+    total = sum(row["images"] for row in rows)
+    bars = {
+        "images as they are": (GREY, "", [row["images"] / total for row in rows]),
+        "drawn in an epoch, with copies": (BLUE, "", [row["drawn"] for row in rows]),
+        "after loss weights": (ORANGE, "//", [row["effective"] for row in rows]),
+    }
+    places = np.arange(len(rows))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 1.7 + 0.75 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (name, (color, hatch, shares)) in enumerate(bars.items()):
+            at = places + (i - 1) * 0.27
+            axes.barh(at, shares, height=0.25, color=color, hatch=hatch, edgecolor="white", label=name)
+            for y, share in zip(at, shares, strict=True):
+                axes.text(share, y, f" {share:.1%}", va="center", fontsize=9)
+        axes.set_yticks(places, [textwrap.fill(class_name(row["label"]), 24) for row in rows], fontsize=10.5)
+        axes.set_ylim(len(rows) - 0.45, -0.55)
+        axes.margins(x=0.12)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("share of the class in training")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize=10, frameon=False)
     return figure
 
 

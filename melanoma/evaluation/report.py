@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,23 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from melanoma.evaluation.figures import class_name, confusion_figure, figure_png, reliability_figure, roc_figure
-from melanoma.evaluation.metrics import (
-    BOOTSTRAP,
-    EXACT,
-    EXACT_CLUSTERED,
-    Estimate,
-    class_probabilities,
-    group_codes,
-    is_melanoma,
-    true_class,
+from melanoma.evaluation.decision import JOINT
+from melanoma.evaluation.figures import (
+    class_distribution_figure,
+    class_name,
+    confusion_figure,
+    decision_curve_figure,
+    figure_png,
+    reliability_figure,
+    roc_figure,
+    subgroup_figure,
 )
-from melanoma.taxonomy import MELANOMA
+from melanoma.evaluation.intervals import BOOTSTRAP, EXACT, EXACT_CLUSTERED, Estimate
+from melanoma.evaluation.predictions import class_probabilities, group_codes, is_melanoma, true_class
+from melanoma.evaluation.subgroups import UNKNOWN
+from melanoma.taxonomy import CODES, MELANOMA, codes_of
 
 PICTURES_A_SECTION = 12
 FEW_GROUPS = 30
@@ -42,6 +46,7 @@ _EXPLANATIONS: dict[str, tuple[str, str]] = {
         "Specificity at 95% sensitivity",
         "read off this set's own ROC curve: optimistic, and not the frozen operating point",
     ),
+    "sensitivity_at_95_specificity": ("Sensitivity at 95% specificity", "read off this set's own ROC curve, as well"),
     "accuracy": ("Accuracy", "images whose most probable class is the true one"),
     "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes that have images in this set"),
     "ece": (
@@ -49,13 +54,30 @@ _EXPLANATIONS: dict[str, tuple[str, str]] = {
         "gap between the probability of the most probable class and how often it is right, 15 equal bins; 0 is best",
     ),
     "brier": ("Brier score of melanoma", "mean squared error of the melanoma probability; 0 is best"),
+    "calibration_slope": (
+        "Calibration slope of melanoma",
+        "1 is right; below 1 the melanoma probabilities are too extreme, above 1 too cautious",
+    ),
+    "calibration_intercept": (
+        "Calibration intercept of melanoma",
+        "0 is right; below 0 the melanoma probabilities are too high on the whole, above 0 too low (log odds)",
+    ),
 }
-_PERCENTAGES = ("sensitivity", "specificity", "specificity_at_95_sensitivity", "accuracy", "balanced_accuracy")
+_PERCENTAGES = (
+    "sensitivity",
+    "specificity",
+    "specificity_at_95_sensitivity",
+    "sensitivity_at_95_specificity",
+    "accuracy",
+    "balanced_accuracy",
+)
 _METHODS = {
     EXACT: "exact binomial interval of Clopper and Pearson: every image is a group of its own",
     EXACT_CLUSTERED: "the exact binomial interval at the effective number of independent images, because images of one "
     "group resemble each other (Korn and Graubard 1998)",
     BOOTSTRAP: "percentile bootstrap that draws whole groups with replacement, {resamples:,} times",
+    JOINT: "the exact binomial intervals of sensitivity and specificity, each at such a level (97.5%) that both hold "
+    "together with 95%; by Bayes' rule, and a little wider than they need be",
 }
 
 
@@ -96,10 +118,16 @@ def write_report(
 
     `about` has the strings `title`, `model_version`, `bundle_created`, `catalog`, `sources`, `split`,
     `split_fingerprint`, `code_version` and `date`; `classes`, those that the model was trained on; `leak_warning`, a
-    string or None; and `training` and `thresholds`, mappings of a name to a value. Raises jinja2.UndefinedError when
-    one is missing, before anything is written.
+    string or None; the mappings of a name to a value `training`, `thresholds`, `versions` and `fingerprints`;
+    `class_counts` (images of each label by split of the training) and `source_counts` (images of each label by source,
+    or None); `labels_changed`, the number of images that a rule has changed; and of the bundle, or None:
+    `operating_point` (see `melanoma.evaluation.operating_point`), `class_distribution` (see
+    `class_distribution_figure`) and `leaked_twin` (figures of metrics.json by the name of what they were measured on,
+    and an `explanation`). Raises jinja2.UndefinedError or KeyError when one is missing, before anything is written.
+
+    Of `metrics`, `counts`, `subgroups`, `stability`, `outliers`, `comparison` and `top_of_patient` may be absent.
     """
-    figures = _figures(predictions, metrics)
+    figures = _figures(predictions, metrics, about)
     html = _html(predictions, metrics, pictures, about, figures)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name, png in figures.items():
@@ -127,7 +155,7 @@ def _select(predictions: pd.DataFrame, seed: int) -> _Selection:
     )
 
 
-def _figures(predictions: pd.DataFrame, metrics: Mapping[str, Any]) -> dict[str, bytes]:
+def _figures(predictions: pd.DataFrame, metrics: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, bytes]:
     """The PNG of each figure by its name."""
     classes = tuple(metrics["classes"])
     probability = class_probabilities(predictions, classes)
@@ -135,7 +163,7 @@ def _figures(predictions: pd.DataFrame, metrics: Mapping[str, Any]) -> dict[str,
     melanoma = is_melanoma(predictions)
     p_melanoma = predictions["p_melanoma"].to_numpy(dtype=np.float64)
     group, _ = group_codes(predictions)
-    figures = {
+    figures: dict[str, Figure] = {
         "confusion": confusion_figure(metrics),
         "roc": roc_figure(predictions, metrics),
         "reliability_melanoma": reliability_figure(
@@ -145,6 +173,12 @@ def _figures(predictions: pd.DataFrame, metrics: Mapping[str, Any]) -> dict[str,
             probability.max(axis=1), right, group, "probability of the answer", "share of right answers"
         ),
     }
+    if metrics["decision_curve"]:
+        figures["decision_curve"] = decision_curve_figure(metrics["decision_curve"])
+    if metrics.get("subgroups"):
+        figures["subgroups"] = subgroup_figure(metrics["subgroups"])
+    if about["class_distribution"]:
+        figures["class_distribution"] = class_distribution_figure(about["class_distribution"])
     return {name: figure_png(figure) for name, figure in figures.items()}
 
 
@@ -163,7 +197,14 @@ def _html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "count": "{:,}".format, "value": _value, "class_name": class_name}
+    environment.filters |= {
+        "percent": percent,
+        "count": "{:,}".format,
+        "value": _value,
+        "class_name": class_name,
+        "words": _words,
+        "capitalize_first": lambda text: text[:1].upper() + text[1:],
+    }
     chosen = _select(predictions, metrics["bootstrap"]["seed"])
     classes = tuple(metrics["classes"])
     probability = class_probabilities(predictions, classes)
@@ -193,25 +234,97 @@ def _html(
             metrics["n"],
         ),
     ]
-    estimates = [metrics[name] for name in _EXPLANATIONS] + list(metrics["recall"].values())
-    methods = {e["method"] for e in estimates}
-    melanoma = is_melanoma(predictions)
+    methods = set(_methods(metrics))
+    trained = {label for counts in about["class_counts"].values() for label in counts}
+    distribution = about["class_distribution"] or []
     return environment.get_template("report.html.j2").render(
         about=about,
         metrics=metrics,
+        contents=_contents(metrics, about),
         headlines=_headlines(metrics),
         rows=[(title, note, metrics[name], name in _PERCENTAGES) for name, (title, note) in _EXPLANATIONS.items()],
+        compared=[
+            (title, metrics["comparison"]["figures"][name], name in _PERCENTAGES)
+            for name, (title, _) in _EXPLANATIONS.items()
+            if "comparison" in metrics
+        ],
         methods={
             name: text.format(resamples=metrics["bootstrap"]["resamples"])
             for name, text in _METHODS.items()
             if name in methods
         },
         few_groups=FEW_GROUPS,
-        n_melanoma_groups=predictions["group_id"][melanoma].nunique(),
+        n_melanoma_groups=predictions["group_id"][is_melanoma(predictions)].nunique(),
+        counts=[column for column in metrics.get("counts", []) if not _is_unknown(column)],
+        unknown_everywhere=[_words(c["column"]) for c in metrics.get("counts", []) if _is_unknown(c)],
+        thresholds={name: value for name, value in about["thresholds"].items() if not isinstance(value, Mapping)},
+        exhibit=_exhibit(metrics, about),
+        trained_labels=sorted(trained, key=lambda label: CODES.index(codes_of(label)[0])),
+        trained_images=sum(row["images"] for row in distribution),
+        versions={
+            "Model version": about["model_version"],
+            "Model made": about["bundle_created"],
+            "Versions in training": ", ".join(f"{name} {value}" for name, value in about["versions"].items()),
+            "Version of this test": f"melanoma {about['code_version']}",
+            **about["fingerprints"],
+        },
         figures={name: _data_uri(png) for name, png in figures.items()},
         sections=sections,
         melanoma_class=MELANOMA,
     )
+
+
+def _is_unknown(column: Mapping[str, Any]) -> bool:
+    return [group["value"] for group in column["groups"]] == [UNKNOWN]
+
+
+def _methods(metrics: Any) -> Iterator[str]:
+    """The method of every interval in metrics.json."""
+    if isinstance(metrics, Mapping):
+        if isinstance(metrics.get("method"), str):
+            yield metrics["method"]
+        metrics = list(metrics.values())
+    if isinstance(metrics, list):
+        for value in metrics:
+            yield from _methods(value)
+
+
+def _contents(metrics: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
+    """The sections that the page has, by their anchors."""
+    return {
+        "result": "Result",
+        "tested": "On whom",
+        "measures": "All measures",
+        "classes": "Class by class",
+        "melanoma": "Melanoma, calibration",
+        "alerts": "Alerts",
+        **({"subgroups": "Subgroups"} if "subgroups" in metrics else {}),
+        **({"stability": "Stability"} if "stability" in metrics else {}),
+        **({"outliers": "No dermoscopy"} if metrics.get("outliers") else {}),
+        **({"comparison": "Against another model"} if "comparison" in metrics else {}),
+        "mistakes": "Worst mistakes",
+        **({"exhibit": "How the usual recipe flatters itself"} if about["leaked_twin"] else {}),
+        "card": "Model card",
+        "limits": "What this is not",
+    }
+
+
+def _exhibit(metrics: Mapping[str, Any], about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The figures of the leaked twin beside those of this model, in the order in which a project would meet them."""
+    twin = about["leaked_twin"]
+    if not twin:
+        return []
+    on_test = [name for name in twin if name.startswith("leaked_model_on_")]
+    titles = {
+        "leaked_validation": "The usual recipe, on its own leaked validation images",
+        **{name: f"The same leaked model on {_words(name[16:])} images that it has not seen" for name in on_test},
+        "honest_validation": "The same recipe with an honest split, on validation",
+    }
+    shown = {title: twin[name] for name, title in titles.items() if name in twin}
+    shown["This model, on the images of this report"] = metrics
+    return [
+        {"title": title, "leaked": value is twin.get("leaked_validation"), **value} for title, value in shown.items()
+    ]
 
 
 # --- sample predictions ----------------------------------------------------------------------------------------------
@@ -278,6 +391,10 @@ def percent(share: float) -> str:
         text = f"{share:.1%}"
         text = {"0.0%": "under 0.1%", "100.0%": "over 99.9%"}.get(text, text)
     return text
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _value(value: Any) -> str:

@@ -1,10 +1,11 @@
 """Evaluate a bundle on a split of a catalog: locate, fetch, decode, predict, measure, report."""
 
+import contextlib
 import datetime
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
@@ -19,13 +21,15 @@ import melanoma
 from melanoma import storage, taxonomy
 from melanoma.bundle import Bundle
 from melanoma.bundle import load as load_bundle
-from melanoma.catalog import groups, schema
+from melanoma.catalog import near_duplicates, schema
 from melanoma.config import EvaluateConfig
 from melanoma.errors import InputError, MelanomaError
-from melanoma.evaluation.metrics import compute_metrics
+from melanoma.evaluation import outlier_check, stability, subgroups
+from melanoma.evaluation.comparison import compare
+from melanoma.evaluation.metrics import compute_metrics, top_of_patient
+from melanoma.evaluation.predictions import floats, group_codes, is_melanoma
 from melanoma.evaluation.report import select_pictures, write_report
 from melanoma.imaging.decode import ImageError, Limits, decode, decode_image
-from melanoma.imaging.hashing import NEAR_DUPLICATE_DISTANCE
 from melanoma.predictor import Predictor
 
 _BATCH = 64
@@ -38,10 +42,25 @@ class Evaluation:
     files: dict[str, bytes]  # relative name to content: metrics.json, predictions.parquet, report.html, figures/
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: None) -> Evaluation:
     """Evaluate and write the report to `config.out`, a folder or an s3:// prefix."""
     bundle = load_bundle(config.bundle)
-    evaluation = evaluate_frame(bundle, schema.read(config.catalog), config.split, config.catalog, config.seed)
+    against = load_bundle(config.against) if config.against else None
+    frame = schema.read(config.catalog)
+    others = {storage.name(uri): _pictures_of(storage.normalize(uri), bundle.input_size) for uri in config.others}
+    evaluation = evaluate_frame(
+        bundle,
+        frame,
+        config.split,
+        config.catalog,
+        config.seed,
+        by=config.by,
+        prevalence=config.prevalence,
+        against=against,
+        stability_images=config.stability_images,
+        others=others,
+        say=say,
+    )
     for name, data in evaluation.files.items():
         try:
             storage.write_bytes(storage.join(storage.normalize(config.out), name), data)
@@ -50,13 +69,62 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     return evaluation
 
 
-def evaluate_frame(bundle: Bundle, frame: pd.DataFrame, split: str, catalog: str, seed: int) -> Evaluation:
-    """Predict the images of a split and measure. Raises InputError where the split is empty."""
+def evaluate_frame(
+    bundle: Bundle,
+    frame: pd.DataFrame,
+    split: str,
+    catalog: str,
+    seed: int,
+    *,
+    by: Sequence[str] | None = None,
+    prevalence: float | None = None,
+    against: Bundle | None = None,
+    stability_images: int = 500,
+    others: Mapping[str, np.ndarray] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """Predict the images of a split and measure.
+
+    `by`: columns of the catalog to measure subgroups by; None: those of source, sex, age and anatomic site that have
+    more than one value. `prevalence`: see `compute_metrics`. `against`: a bundle to compare with on the same images.
+    `stability_images`: at most so many are changed a little and predicted again, and checked for outliers; 0 for none.
+    `others`: further pictures that are no dermoscopy by their kind, uint8 RGB [n, size, size, 3] at the input size.
+    `say` is given one line a step.
+
+    Raises InputError where the split is empty or a column is not one to measure by.
+    """
     rows = schema.usable(frame, split)
     if rows.empty:
         raise InputError(f"The catalog {catalog} has no usable images in the split {split!r}.")
-    predictions = _predictions(Predictor(bundle), rows)
-    metrics = compute_metrics(predictions, seed=seed)
+    for column in by or ():
+        if column not in frame.columns:
+            known = ", ".join(name for name in frame.columns if name != "thumbnail")
+            raise InputError(f"The catalog {catalog} has no column {column!r} to measure by; it has {known}.")
+    predictor = Predictor(bundle)
+    drawn = stability.draw(rows, stability_images, seed)
+    say(f"Predicting {len(rows)} images of the split {split!r}.")
+    predictions, pixels = _predictions(predictor, rows, drawn)
+    melanoma, (group, _) = is_melanoma(predictions), group_codes(predictions)
+    metrics = compute_metrics(predictions, seed=seed, prevalence=prevalence)
+    metrics["top_of_patient"] = top_of_patient(melanoma, floats(predictions, "p_melanoma"), rows["patient_id"], group)
+    metrics["counts"] = [
+        subgroups.counts(predictions, column, rows[column].tolist()) for column in ("label", *subgroups.DEFAULT_COLUMNS)
+    ]
+    metrics["subgroups"] = _subgroups(predictions, rows, by, seed)
+    if len(drawn):
+        say(f"Changing {len(drawn)} images a little, in {len(stability.CHANGES)} ways.")
+        metrics["stability"] = stability.stability(predictor, predictions.iloc[drawn], pixels, seed)
+        say("Scoring pictures that are no dermoscopy.")
+        metrics["outliers"] = outlier_check.check(predictor, pixels, seed, others or {})
+    if against is not None:
+        say(f"Predicting them with the model {against.version}.")
+        other, _ = _predictions(Predictor(against), rows, drawn[:0])
+        metrics["comparison"] = {
+            "model_version": against.version,
+            "threshold": against.thresholds["review"],
+            "leak_warning": leak_warning(against, rows),
+            "figures": compare(predictions, other, seed),
+        }
     leak = leak_warning(bundle, rows)
     metrics["leak_warning"] = leak
     pictures = {uri: _picture(uri) for uri in select_pictures(predictions, seed)}
@@ -71,28 +139,63 @@ def evaluate_frame(bundle: Bundle, frame: pd.DataFrame, split: str, catalog: str
     return Evaluation(metrics, files)
 
 
-def _predictions(predictor: Predictor, rows: pd.DataFrame) -> pd.DataFrame:
-    size, limits = predictor.bundle.input_size, Limits()
+def _subgroups(
+    predictions: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] | None, seed: int
+) -> list[dict[str, Any]]:
+    if by is None:
+        by = [
+            column
+            for column in subgroups.DEFAULT_COLUMNS
+            if len(subgroups.binned(column, rows[column].tolist())[1]) > 1
+        ]
+    try:
+        return [subgroups.subgroups(predictions, column, rows[column].tolist(), seed) for column in dict.fromkeys(by)]
+    except ValueError as error:
+        raise InputError(f"Subgroups cannot be measured: {error}.") from None
 
-    def fetch_and_decode(uri: str) -> np.ndarray:
-        try:
-            return decode(storage.read_bytes(uri, limits.max_bytes), size, limits).pixels
-        except (OSError, ImageError) as error:
-            raise MelanomaError(
-                f"The image {uri} of the catalog cannot be read: {error} Make the catalog anew."
-            ) from None
 
+def _predictions(
+    predictor: Predictor, rows: pd.DataFrame, kept: np.ndarray
+) -> tuple[pd.DataFrame, npt.NDArray[np.uint8]]:
+    """The table of predictions, and the decoded images at the positions `kept`."""
+    size = predictor.bundle.input_size
     columns: dict[str, list[Any]] = {}
+    wanted, pixels_kept = set(kept.tolist()), []
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for uris in _batches(iter(rows["uri"])):
-            pixels = np.stack(list(pool.map(fetch_and_decode, uris)))
+        for batch in _batches(enumerate(rows["uri"])):
+            pixels = np.stack(list(pool.map(lambda place: _fetch_and_decode(place[1], size), batch)))
             for name, values in predictor.predict(pixels).items():
                 columns.setdefault(name, []).extend(values)
+            pixels_kept.append(pixels[[place in wanted for place, _ in batch]])
+    # What is known of patients stays in the catalog: a report travels with the bundle.
     known = ["uri", "image_id", "group_id", "source", "label", "split"]
-    return pd.concat([rows[known].reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+    predictions = pd.concat([rows[known].reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+    return predictions, np.concatenate(pixels_kept)
 
 
-def _batches(values: Iterator[str]) -> Iterator[list[str]]:
+def _fetch_and_decode(uri: str, size: int) -> np.ndarray:
+    limits = Limits()
+    try:
+        return decode(storage.read_bytes(uri, limits.max_bytes), size, limits).pixels
+    except (OSError, ImageError) as error:
+        raise MelanomaError(f"The image {uri} of the catalog cannot be read: {error} Make the catalog anew.") from None
+
+
+def _pictures_of(folder: str, size: int) -> np.ndarray:
+    """uint8 RGB [n, size, size, 3]: all pictures of a folder or prefix that can be decoded."""
+    limits, pictures = Limits(), []
+    try:
+        for file in storage.list_objects(folder):
+            with contextlib.suppress(ImageError):
+                pictures.append(decode(storage.read_bytes(file.uri, limits.max_bytes), size, limits).pixels)
+    except OSError as error:
+        raise InputError(f"The pictures that are no dermoscopy cannot be read: {error}") from None
+    if not pictures:
+        raise InputError(f"{folder} has no picture that can be read.")
+    return np.stack(pictures)
+
+
+def _batches(values: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
     while batch := list(islice(values, _BATCH)):
         yield batch
 
@@ -118,10 +221,7 @@ def leak_warning(bundle: Bundle, rows: pd.DataFrame) -> str | None:
     by_bytes = rows["sha256"].isin(set(learned["sha256"]))
     ids = [taxonomy.identity(i, uri) for i, uri in zip(rows["image_id"], rows["uri"], strict=True)]
     by_id = pd.Series(ids, index=rows.index).map(digest).isin(set(learned["image_id_sha256"]))
-    hashes = [*learned["perceptual_hash"], *rows["perceptual_hash"]]
-    near = {
-        b - len(learned) for a, b in groups.near_duplicates(hashes, NEAR_DUPLICATE_DISTANCE) if a < len(learned) <= b
-    }
+    near = near_duplicates.seen(rows["perceptual_hash"], learned["perceptual_hash"])
     leaked = by_bytes | by_id | pd.Series([place in near for place in range(len(rows))], index=rows.index)
     if leaked.any():
         return (
@@ -162,5 +262,17 @@ def _about(
             "temperature": f"{manifest['calibration']['temperature']:.3f}, fitted on validation",
         },
         "thresholds": manifest["thresholds"],
+        "operating_point": manifest["thresholds"].get("operating_point"),
+        "class_counts": training["class_counts"],
+        "source_counts": training.get("source_counts"),
+        "class_distribution": training.get("class_distribution", {}).get("rows"),
+        "leaked_twin": training.get("leaked_twin"),
+        "labels_changed": int(rows["changes"].notna().sum()),
+        "versions": manifest["versions"],
+        "fingerprints": {
+            "Fingerprint of the training catalog": training["catalog_fingerprint"],
+            "Fingerprint of this catalog": schema.fingerprint(frame),
+            **{f"sha256 of {name}": digest for name, digest in sorted(manifest["files"].items()) if "/" not in name},
+        },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

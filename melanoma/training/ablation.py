@@ -4,6 +4,7 @@ Each configuration is trained twice by `melanoma.training.trainer`: as it stands
 groups, and as a leaked twin, see `melanoma.training.twin`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,28 +28,38 @@ def run(settings: config.AblationConfig, say: Callable[[str], None]) -> dict[str
 
     A step whose bundle lies in `settings.out` already, made of this catalog and configuration, is not trained again.
     """
-    frame = schema.read(settings.catalog)
-    if schema.usable(frame, "test").empty:
-        raise InputError(f"The catalog {settings.catalog} has no test split: split it with `melanoma split`.")
+    steps = [(step, file, settings.catalog) for step, file in STEPS.items()]
+    if settings.repaired:
+        steps.append(("ours, labels repaired", STEPS["ours"], settings.repaired))
+    fingerprints = {catalog: _fingerprint(catalog) for _, _, catalog in steps}
     figures = {}
-    for step, file in STEPS.items():
-        name = step.replace(":", "").replace(" ", "-")
+    for step, file, catalog in steps:
+        shorter = settings.student_epochs if step.startswith("student") else None
+        shortened = [f"epochs={shorter}"] if shorter else []
+        name = re.sub("[^a-z0-9]+", "-", step.lower())
         own = config.load(
             config.TrainConfig,
             file,
-            settings.overrides,
-            catalog=settings.catalog,
+            [*shortened, *settings.overrides],
+            catalog=catalog,
             out=storage.join(settings.out, name),
             checkpoints=storage.join(settings.out, "checkpoints"),
             run_name=name,
             leaked_twin=True,
         )
-        say(f"--- {step} ({file})")
-        figures[step] = _figures(_trained(own, schema.fingerprint(frame)) or _train(own, say))
+        say(f"--- {step} ({file}, {catalog})")
+        figures[step] = _figures(_trained(own, fingerprints[catalog]) or _train(own, say))
     out = storage.normalize(settings.out)
     storage.write_json(storage.join(out, "ablation.json"), figures)
     storage.write_bytes(storage.join(out, "ablation.md"), table(figures).encode())
     return figures
+
+
+def _fingerprint(catalog: str) -> str:
+    frame = schema.read(catalog)
+    if schema.usable(frame, "test").empty:
+        raise InputError(f"The catalog {catalog} has no test split: split it with `melanoma split`.")
+    return schema.fingerprint(frame)
 
 
 def _trained(own: config.TrainConfig, fingerprint: str) -> dict[str, Any] | None:
@@ -57,8 +68,9 @@ def _trained(own: config.TrainConfig, fingerprint: str) -> dict[str, Any] | None
     except InputError:
         return None
     training = manifest["training"]
-    same = training["config"] == own.model_dump(mode="json") and training["catalog_fingerprint"] == fingerprint
-    return manifest if same else None
+    # Through the model: a bundle of an earlier version lacks the keys that were added since.
+    same = config.TrainConfig.model_validate(training["config"]) == own
+    return manifest if same and training["catalog_fingerprint"] == fingerprint else None
 
 
 def _train(own: config.TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -81,7 +93,7 @@ def _figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_COLUMNS = {
+COLUMNS = {
     "leaked_validation": "leaked: validation over files",
     "leaked_model_on_test": "the leaked model on Test",
     "honest_validation": "honest: validation over groups",
@@ -91,8 +103,8 @@ _COLUMNS = {
 
 def table(figures: Mapping[str, Mapping[str, Any]], figure: str = "accuracy") -> str:
     """The figures of `run` as a Markdown table, with 95% intervals."""
-    head = ["step", *_COLUMNS.values()]
-    rows = [[step, *(_cell(of_step[name][figure]) for name in _COLUMNS)] for step, of_step in figures.items()]
+    head = ["step", *COLUMNS.values()]
+    rows = [[step, *(_cell(of_step[name][figure]) for name in COLUMNS)] for step, of_step in figures.items()]
     lines: Sequence[Sequence[str]] = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

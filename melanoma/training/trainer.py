@@ -25,11 +25,12 @@ from melanoma import bundle as bundles
 from melanoma import cluster, outliers, storage, taxonomy
 from melanoma.bundle import Bundle
 from melanoma.catalog import schema
-from melanoma.catalog.audit import audit
+from melanoma.catalog.audit import split_groups
 from melanoma.config import TrainConfig
 from melanoma.errors import InputError, MelanomaError
 from melanoma.evaluation import run as evaluation
-from melanoma.evaluation.metrics import choose_threshold, choose_threshold_by_specificity, fit_temperature
+from melanoma.evaluation.calibration import fit_temperature
+from melanoma.evaluation.operating_point import choose_threshold_by_specificity, operating_point
 from melanoma.predictor import Predictor, calibrated
 from melanoma.training import loop, networks, plan, twin
 from melanoma.training.augment import operations
@@ -38,10 +39,16 @@ from melanoma.training.input import augmented_copies, cache_images
 OnEpoch = Callable[[dict[str, float]], None]
 
 
-def train(config: TrainConfig, on_epoch: OnEpoch = lambda metrics: None, say: Callable[[str], None] = print) -> Bundle:
+def train(
+    config: TrainConfig,
+    on_epoch: OnEpoch = lambda metrics: None,
+    say: Callable[[str], None] = print,
+    on_distribution: Callable[[list[plan.ClassShare]], None] = lambda classes: None,
+) -> Bundle:
     """Train as configured and write the bundle to `config.out`, on the cluster that `cluster.connect` finds or starts.
 
-    `on_epoch` is given the figures of each epoch, `say` one line a step. Raises InputError before anything is trained
+    `on_epoch` is given the figures of each epoch, `on_distribution` the classes before and after balancing, `say` one
+    line a step. Raises InputError before anything is trained
     where the catalog, the augmentations or the number of workers cannot be used; MelanomaError when training fails.
     """
     frame = check(config)
@@ -52,6 +59,7 @@ def train(config: TrainConfig, on_epoch: OnEpoch = lambda metrics: None, say: Ca
     _check_resources(config, say)
     rows = pd.concat([schema.usable(frame, "train"), schema.usable(frame, "validation")])
     train_count = int((rows["split"] == "train").sum())
+    on_distribution(plan.class_distribution(rows["label"].tolist()[:train_count], config.balance))
     say(f"Decoding {len(rows)} images ({train_count} train, {len(rows) - train_count} validation).")
     originals = cache_images(rows["uri"].tolist(), config.image_size)
     twin_exhibit = _train_twin(config, frame, rows, originals, on_epoch, say) if config.leaked_twin else None
@@ -139,11 +147,12 @@ def check(config: TrainConfig) -> pd.DataFrame:
             raise InputError(f"The catalog {config.catalog} has no {name} images: split it with `melanoma split`.")
         if taxonomy.MELANOMA not in set(labels):
             raise InputError(f"The {name} split of {config.catalog} has no melanoma: nothing could be learned of it.")
-    if leaks := [finding for finding in audit(frame) if finding.kind == "leak"]:
+    if leaks := split_groups(frame):
         raise InputError(
             f"The catalog {config.catalog} has {len(leaks)} groups in more than one split, so its figures would be "
             "leaked: run `melanoma split` on it."
         )
+    _check_operating_point(config, schema.usable(frame, "validation"))
     if config.batch_size % config.workers:
         raise InputError(f"batch_size {config.batch_size} cannot be shared equally by {config.workers} workers.")
     operations(config.augmentation)
@@ -152,6 +161,17 @@ def check(config: TrainConfig) -> pd.DataFrame:
     for place in (config.out, config.checkpoints):
         storage.check_writable(place)
     return frame
+
+
+def _check_operating_point(config: TrainConfig, validation: pd.DataFrame) -> None:
+    """Whether a perfect model's threshold could be chosen: it is known before the training, and fatal after it."""
+    melanoma = (validation["label"] == taxonomy.MELANOMA).to_numpy()
+    groups = validation["group_id"].to_numpy(dtype=object)
+    point = config.operating_point
+    try:
+        operating_point(melanoma, melanoma.astype(np.float32), groups, point.sensitivity, point.bound)
+    except ValueError as error:
+        raise InputError(f"The operating point of {config.catalog} cannot be chosen: {error}.") from None
 
 
 def _check_resources(config: TrainConfig, say: Callable[[str], None]) -> None:
@@ -298,6 +318,10 @@ def _write_bundle(
                 "train": plan.class_counts(labels[:train_count]),
                 "validation": plan.class_counts(validation_labels),
             },
+            "source_counts": {
+                str(source): plan.class_counts(of_source["label"].tolist())
+                for source, of_source in rows[rows["split"] == "train"].groupby("source", sort=True)
+            },
             "class_distribution": {"rows": plan.class_distribution(labels[:train_count], config.balance)},
             "best_epoch": best + 1,
             "history": history,
@@ -314,26 +338,30 @@ def _write_bundle(
     temperature = fit_temperature(logits, plan.targets(validation_labels))
     p_melanoma = calibrated(logits, temperature)[:, taxonomy.CODES.index(taxonomy.MELANOMA)]
     point = config.operating_point
-    review = choose_threshold(melanoma_labels, p_melanoma, point.sensitivity)
-    urgent = max(review, choose_threshold_by_specificity(melanoma_labels, p_melanoma, point.urgent_specificity))
+    groups = rows["group_id"].to_numpy(dtype=object)[train_count:]
+    review = operating_point(melanoma_labels, p_melanoma, groups, point.sensitivity, point.bound)
+    urgent = choose_threshold_by_specificity(melanoma_labels, p_melanoma, point.urgent_specificity)
     draft["calibration"]["temperature"] = temperature
+    bound = "the lower confidence bound of sensitivity" if point.bound == "lower" else "sensitivity"
     draft["thresholds"] = {
-        "review": review,
-        "urgent": urgent,
+        "review": review["threshold"],
+        "urgent": max(review["threshold"], urgent),
         "chosen": f"on the validation split ({len(validation)} images, {int(melanoma_labels.sum())} melanomas): "
-        f"review at {point.sensitivity:.0%} sensitivity, urgent at {point.urgent_specificity:.0%} specificity",
+        f"review where {bound} reaches {point.sensitivity:.0%}, urgent at {point.urgent_specificity:.0%} specificity",
+        "operating_point": review,
     }
     if twin_exhibit:
         draft["training"]["leaked_twin"] = {
             **twin_exhibit,
-            "honest_validation": twin.figures(
-                calibrated(logits, 1.0), validation_labels, rows["group_id"].tolist()[train_count:], config.seed
-            ),
+            "honest_validation": twin.figures(calibrated(logits, 1.0), validation_labels, groups.tolist(), config.seed),
         }
     measured = "test" if not schema.usable(frame, "test").empty else "validation"
     calibrated_bundle = Bundle(bundles.seal(draft, files), files["model.keras"], files["training_images.parquet"])
     report = evaluation.evaluate_frame(calibrated_bundle, frame, measured, config.catalog, seed=config.seed)
-    draft["metrics"] = {"split": measured, **report.metrics}
+    # The figures alone: the curves and tables lie in evaluation/metrics.json beside it.
+    figures = {name: report.metrics[name] for name in ("n", "n_melanoma", "leak_warning", "recall")}
+    figures |= {name: value for name, value in report.metrics.items() if isinstance(value, dict) and "low" in value}
+    draft["metrics"] = {"split": measured, **figures}
     files |= {f"evaluation/{name}": data for name, data in report.files.items()}
     try:
         return bundles.write(storage.normalize(config.out), draft, files)

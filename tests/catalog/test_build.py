@@ -386,3 +386,48 @@ def test_200_images_of_ham10000(tmp_path: Path) -> None:
 def test_isic_diagnoses_that_are_no_class_here_are_images_without_a_label(images: Path) -> None:
     fill(images, {"m.csv": "path,diagnosis\nx.jpg,lentigo NOS\ny.jpg,nevus\n"})
     assert build([str(images / "m.csv")])["label"].tolist() == [None, "NV"]
+
+
+# --- what metadata tables know of images ------------------------------------------------------------------------------
+
+
+def test_metadata_by_isic_id_joins_photographs_of_one_lesion(tmp_path: Path, lesion: Lesion) -> None:
+    for name in ("ISIC_0000001", "ISIC_0000002_downsampled", "ISIC_0000003", "7"):
+        path = tmp_path / "set" / "melanoma" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lesion("MEL", seed=len(name) + int(name.split("_")[1] if "_" in name else 9)))
+    table = tmp_path / "metadata.csv"
+    table.write_text(
+        "image_id,lesion_id,age_approx,sex,localization\n"
+        "ISIC_0000001,HAM_1,55.0,female,back\n"
+        "ISIC_0000002,HAM_1,,unknown,back\n"
+        "ISIC_0000009,HAM_2,80,male,scalp\n"
+        "7,HAM_1,20,male,foot\n"  # no ISIC id: another set's seven
+    )
+    frame = build([str(tmp_path / "set")], metadata=[str(table)])
+    first, second, third, seven = "ISIC_0000001", "ISIC_0000002", "ISIC_0000003", "7"
+    assert by_id(frame, "lesion_id") == {first: "HAM_1", second: "HAM_1", third: None, seven: None}
+    assert by_id(frame, "age") == {first: 55.0, second: None, third: None, seven: None}
+    assert by_id(frame, "sex") == {first: "female", second: None, third: None, seven: None}
+    groups = by_id(frame, "group_id")
+    assert groups[first] == groups[second]
+    assert len(set(groups.values())) == 3
+
+
+def test_what_a_source_says_itself_is_not_overwritten(images: Path, tmp_path: Path) -> None:
+    manifest = images / "own.csv"
+    manifest.write_text("image_id,label,lesion_id,sex\nISIC_0000001,MEL,own,male\n")
+    (tmp_path / "table.csv").write_text("image_id,lesion_id,sex,age\nISIC_0000001,other,female,40\n")
+    row = build([str(manifest)], metadata=[str(tmp_path / "table.csv")]).iloc[0]
+    assert (row["lesion_id"], row["sex"], row["age"]) == ("own", "male", 40.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("image_id,colour\nISIC_0000001,red\n", "needs a column image_id and one of lesion_id"), (None, "cannot be read")],
+)
+def test_metadata_that_is_of_no_use(lesions: Path, tmp_path: Path, text: str | None, words: str) -> None:
+    if text:
+        (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        build([str(lesions)], metadata=[str(tmp_path / "table.csv")])

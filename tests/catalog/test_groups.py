@@ -10,7 +10,7 @@ from PIL import Image
 
 from melanoma.catalog import schema
 from melanoma.catalog.build import build
-from melanoma.catalog.groups import group_ids, near_duplicates
+from melanoma.catalog.groups import group_ids
 
 Lesion = Callable[..., bytes]
 
@@ -45,14 +45,15 @@ def partition(ids: list[str]) -> set[frozenset[int]]:
         ("lesion_id", "L1"),
         ("patient_id", "P1"),
         ("perceptual_hash", "0f" * 32),
+        ("thumbnail", np.random.default_rng(0).bytes(4096)),
     ],
 )
-def test_each_reason_joins(column: str, value: str) -> None:
+def test_each_reason_joins(column: str, value: str | bytes) -> None:
     ids = group_ids(catalog({column: value}, {}, {column: value}, {}))
     assert partition(ids) == {frozenset({0, 2}), frozenset({1}), frozenset({3})}
 
 
-@pytest.mark.parametrize("column", ["image_id", "sha256", "lesion_id", "patient_id", "perceptual_hash"])
+@pytest.mark.parametrize("column", ["image_id", "sha256", "lesion_id", "patient_id", "perceptual_hash", "thumbnail"])
 def test_what_is_not_known_joins_nobody(column: str) -> None:
     assert len(set(group_ids(catalog({column: None}, {column: None}, {column: None})))) == 3
 
@@ -94,7 +95,7 @@ def test_the_order_and_place_of_the_rows_do_not_matter() -> None:
 
 
 def test_copies_of_a_picture_are_one_group(tmp_path: Path, lesion: Lesion) -> None:
-    """Saved again as JPEG of quality 70, scaled to 80%, as PNG: and other lesions of the same diagnosis beside it."""
+    """Recompressed, scaled, mirrored, rotated and cropped: and other lesions of the same diagnosis beside it."""
     folder = tmp_path / "set" / "melanoma"
     folder.mkdir(parents=True)
     for seed in range(6):
@@ -102,6 +103,9 @@ def test_copies_of_a_picture_are_one_group(tmp_path: Path, lesion: Lesion) -> No
         image.save(folder / f"original-{seed}.png")
         image.save(folder / f"recompressed-{seed}.jpg", quality=70)
         image.resize((144, 144), Image.Resampling.LANCZOS).save(folder / f"scaled-{seed}.jpg", quality=95)
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / f"mirrored-{seed}.jpg", quality=80)
+        image.transpose(Image.Transpose.ROTATE_90).save(folder / f"rotated-{seed}.jpg", quality=90)
+        image.crop((5, 5, 175, 175)).save(folder / f"cropped-{seed}.jpg", quality=90)
     frame = build([str(tmp_path / "set")])
     seeds = frame["image_id"].str.split("-").str[1]
     assert partition(frame["group_id"].tolist()) == partition(seeds.tolist())
@@ -109,70 +113,11 @@ def test_copies_of_a_picture_are_one_group(tmp_path: Path, lesion: Lesion) -> No
     assert other_order["group_id"].tolist() == frame["group_id"].tolist()
 
 
-def test_a_thousand_equal_frames_are_one_group() -> None:
-    rows = [{"perceptual_hash": "8" + "0" * 63}] * 3000
+@pytest.mark.parametrize("column", ["perceptual_hash", "thumbnail"])
+def test_thousands_of_equal_frames_are_one_group(column: str) -> None:
+    value = {"perceptual_hash": "8" + "0" * 63, "thumbnail": np.random.default_rng(0).bytes(4096)}[column]
+    rows = [{column: value}] * 3000
     assert len(set(group_ids(catalog(*rows)))) == 1
-
-
-# --- near-duplicates -------------------------------------------------------------------------------------------------
-
-
-def brute_force(hashes: list[str | None], distance: int) -> set[tuple[int, int]]:
-    values = [None if value is None else int(value, 16) for value in hashes]
-    return {
-        (i, j)
-        for j, b in enumerate(values)
-        for i, a in enumerate(values[:j])
-        if a is not None and b is not None and (a ^ b).bit_count() <= distance
-    }
-
-
-def clustered(generator: np.random.Generator, count: int, most: int) -> list[str | None]:
-    """Hashes in clusters around a few centres, with 0 to `most` flipped bits, some missing."""
-    hashes: list[str | None] = []
-    for _ in range(count // 20):
-        centre = int.from_bytes(generator.bytes(32), "big")
-        for _ in range(20):
-            flips = generator.choice(256, size=generator.integers(0, most + 1), replace=False)
-            value = centre
-            for bit in flips.tolist():
-                value ^= 1 << bit
-            hashes.append(f"{value:064x}")
-    hashes[3] = hashes[-1] = None
-    generator.shuffle(hashes)
-    return hashes
-
-
-@pytest.mark.parametrize("distance", [0, 1, 28])
-@pytest.mark.parametrize("seed", range(3))
-def test_all_pairs_are_found_and_no_others(distance: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    for most in (2, 20, 60, 256):
-        hashes = clustered(generator, 160, most)
-        found = list(near_duplicates(hashes, distance))
-        assert len(found) == len(set(found))
-        assert set(found) == brute_force(hashes, distance)
-    random_hashes: list[str | None] = [generator.bytes(32).hex() for _ in range(200)]
-    assert set(near_duplicates(random_hashes, distance)) == brute_force(random_hashes, distance)
-
-
-def test_pairs_at_the_very_distance_are_found() -> None:
-    """Flipped bits spread so that as few bands as possible stay equal."""
-    generator = np.random.default_rng(0)
-    for distance in (1, 7, 28):
-        bits = generator.permutation(256)[: distance + 1].tolist()
-        at = sum(1 << bit for bit in bits[:distance])
-        beyond = sum(1 << bit for bit in bits)
-        hashes: list[str | None] = [f"{value:064x}" for value in (0, at, beyond)]
-        assert set(near_duplicates(hashes, distance)) == {(0, 1), (1, 2)}
-        every_band = [int(band[0]) for band in np.array_split(np.arange(256), distance + 1)][:distance]
-        spread: list[str | None] = ["0" * 64, f"{sum(1 << bit for bit in every_band):064x}"]
-        assert list(near_duplicates(spread, distance)) == [(0, 1)]
-
-
-def test_no_hashes_have_no_pairs() -> None:
-    none: list[str | None] = [None, None]
-    assert list(near_duplicates([], 28)) == list(near_duplicates(none, 28)) == []
 
 
 def test_numbers_of_two_folders_are_two_photographs_but_isic_ids_are_not() -> None:

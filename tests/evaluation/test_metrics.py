@@ -16,17 +16,11 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from melanoma.evaluation.metrics import (
-    area_under_roc,
-    bin_of,
-    choose_threshold,
-    choose_threshold_by_specificity,
-    compute_metrics,
-    fit_temperature,
-    partial_area_under_roc,
-    proportion,
-    roc,
-)
+from melanoma.evaluation.calibration import bin_of, fit_temperature
+from melanoma.evaluation.intervals import proportion
+from melanoma.evaluation.metrics import compute_metrics, top_of_patient
+from melanoma.evaluation.operating_point import choose_threshold, choose_threshold_by_specificity
+from melanoma.evaluation.roc import area_under_roc, partial_area_under_roc, roc
 from melanoma.taxonomy import CODES, codes_of
 
 ESTIMATES = (
@@ -37,9 +31,13 @@ ESTIMATES = (
     "sensitivity",
     "specificity",
     "specificity_at_95_sensitivity",
+    "sensitivity_at_95_specificity",
+    "calibration_intercept",
+    "calibration_slope",
     "ece",
     "brier",
 )
+ROC_FIGURES = {name for name in ESTIMATES if name.startswith(("melanoma_", "calibration_")) or "_at_95_" in name}
 
 
 def predict(labels: Sequence[str], seed: int = 0, skill: float = 1.5, threshold: float = 0.2) -> pd.DataFrame:
@@ -82,9 +80,11 @@ def test_values_agree_with_scikit_learn() -> None:
 
 def test_partial_area_is_that_of_the_isic_2024_challenge() -> None:
     value = NINE_METRICS["melanoma_pauc"]["value"]
-    # The challenge's own formula: classes swapped, so that scikit-learn's limit on false positives is one on misses.
-    scaled = roc_auc_score(~IS_MELANOMA, -SCORE, max_fpr=0.2)
-    assert value == pytest.approx(0.02 + (0.2 - 0.02) / 0.5 * (scaled - 0.5), abs=1e-9)
+    # The challenge's own code: classes swapped, so that scikit-learn's limit on false positives is one on misses.
+    v_gt, v_pred, max_fpr = abs(IS_MELANOMA.astype(int) - 1), -1 * SCORE, abs(1 - 0.8)
+    partial_auc_scaled = roc_auc_score(v_gt, v_pred, max_fpr=max_fpr)
+    partial_auc = 0.5 * max_fpr**2 + (max_fpr - 0.5 * max_fpr**2) / (1.0 - 0.5) * (partial_auc_scaled - 0.5)
+    assert value == pytest.approx(partial_auc, abs=1e-9)
     # And the area itself, under the curve with the axes swapped.
     fpr, tpr, _ = roc_curve(IS_MELANOMA, SCORE, drop_intermediate=False)
     sensitivity = np.linspace(0.8, 1, 200_001)
@@ -120,6 +120,50 @@ def test_operating_points() -> None:
     reached = [t for t in SCORE if (SCORE[IS_MELANOMA] >= t).mean() >= 0.95]
     best = max((SCORE[~IS_MELANOMA] < t).mean() for t in reached)
     assert NINE_METRICS["specificity_at_95_sensitivity"]["value"] == pytest.approx(best, abs=1e-12)
+    reached = [t for t in SCORE if (SCORE[~IS_MELANOMA] < t).mean() >= 0.95]
+    best = max((SCORE[IS_MELANOMA] >= t).mean() for t in reached)
+    assert NINE_METRICS["sensitivity_at_95_specificity"]["value"] == pytest.approx(best, abs=1e-12)
+
+
+def test_levels_and_prevalences() -> None:
+    frame = NINE.assign(alert_level=np.select([SCORE >= 0.5, SCORE >= 0.2], ["urgent", "review"], "none"))
+    metrics = compute_metrics(frame, resamples=20, prevalence=0.05)
+    assert metrics["urgent"]["sensitivity"]["value"] == (SCORE[IS_MELANOMA] >= 0.5).mean()
+    assert metrics["urgent"]["specificity"]["value"] == (SCORE[~IS_MELANOMA] < 0.5).mean()
+    own, *others = metrics["at_prevalence"]
+    assert own["prevalence"] == IS_MELANOMA.mean()
+    assert [row["prevalence"] for row in others] == [0.05, 0.02, 0.001]
+    for level, threshold in (("review", 0.2), ("urgent", 0.5)):
+        raised = threshold <= SCORE
+        assert own[level]["ppv"]["value"] == pytest.approx(IS_MELANOMA[raised].mean(), abs=1e-9)
+        assert own[level]["npv"]["value"] == pytest.approx((~IS_MELANOMA)[~raised].mean(), abs=1e-9)
+        assert own[level]["alerts_per_1000"]["value"] == pytest.approx(1000 * raised.mean(), abs=1e-9)
+    assert own["probability_at_threshold"] == pytest.approx(0.2)
+    assert "urgent" not in NINE_METRICS["at_prevalence"][0]
+    assert len(metrics["decision_curve"]["model"]) == 50
+
+
+def test_a_separated_set_has_no_calibration_slope() -> None:
+    frame = NINE.assign(p_melanoma=np.where(IS_MELANOMA, 0.9, 0.1) + SCORE / 100)
+    metrics = compute_metrics(frame, resamples=20)
+    assert metrics["melanoma_auc"]["value"] == 1
+    assert metrics["calibration_slope"] == {"value": None, "low": None, "high": None, "method": None}
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_melanomas_among_the_first_of_their_patient() -> None:
+    patient = ["a"] * 4 + ["b"] * 2 + ["c"] + [None] * 3
+    melanoma = np.array([1, 0, 0, 1, 0, 1, 1, 1, 0, 0], bool)
+    score = np.array([0.9, 0.8, 0.3, 0.4, 0.7, 0.7, 0.1, 0.9, 0.1, 0.2])
+    found = top_of_patient(melanoma, score, patient, np.arange(10))
+    # Of the first: a has one melanoma there and one not, b's is level with another image. c has one image only.
+    assert found["1"]["estimate"]["value"] == pytest.approx(1 / 3)
+    assert (found["1"]["n_melanoma"], found["1"]["n_patients"]) == (3, 2)
+    # Of the first three: those of a, ranks 1 and 3.
+    assert found["3"]["estimate"]["value"] == 1
+    assert (found["3"]["n_melanoma"], found["3"]["n_patients"]) == (2, 1)
+    assert "15" not in found
+    assert top_of_patient(melanoma, score, [None] * 10, np.arange(10)) == {}
 
 
 def test_calibration_error_of_fifteen_bins() -> None:
@@ -147,7 +191,7 @@ def test_proportion_of_single_images_is_clopper_pearson(hits: int, n: int) -> No
 
 def test_every_interval_holds_its_value_and_names_its_method() -> None:
     for estimate in [NINE_METRICS[name] for name in ESTIMATES] + list(NINE_METRICS["recall"].values()):
-        assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
+        assert estimate["low"] <= estimate["value"] <= estimate["high"]
         assert estimate["low"] < estimate["high"]
         assert estimate["method"] in ("exact binomial", "bootstrap over groups")
 
@@ -285,9 +329,9 @@ def test_a_class_without_images_can_be_a_wrong_answer_but_has_no_recall() -> Non
 @pytest.mark.parametrize(
     ("labels", "undefined"),
     [
-        (["NV", "BCC"] * 10, {"sensitivity", "melanoma_auc", "melanoma_pauc", "specificity_at_95_sensitivity"}),
-        (["MEL"] * 10, {"specificity", "melanoma_auc", "melanoma_pauc", "specificity_at_95_sensitivity"}),
-        (["NV"], {"sensitivity", "melanoma_auc", "melanoma_pauc", "specificity_at_95_sensitivity"}),
+        (["NV", "BCC"] * 10, {"sensitivity", *ROC_FIGURES}),
+        (["MEL"] * 10, {"specificity", *ROC_FIGURES}),
+        (["NV"], {"sensitivity", *ROC_FIGURES}),
     ],
 )
 def test_what_is_undefined_is_null(labels: list[str], undefined: set[str]) -> None:

@@ -9,10 +9,13 @@ import jinja2
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.patches import Rectangle
 from PIL import Image
 
-from melanoma.evaluation.metrics import compute_metrics
+from melanoma.evaluation.figures import class_distribution_figure
+from melanoma.evaluation.metrics import FIGURES, compute_metrics
 from melanoma.evaluation.report import percent, select_pictures, write_report
+from melanoma.evaluation.subgroups import counts, subgroups
 from melanoma.taxonomy import CODES
 
 ABOUT: dict[str, Any] = {
@@ -28,6 +31,14 @@ ABOUT: dict[str, Any] = {
     "code_version": "0.1.0",
     "training": {"epochs": "60"},
     "thresholds": {"review": 0.25, "urgent": 0.75, "chosen": "on validation"},
+    "operating_point": None,
+    "class_counts": {"train": {"MEL": 30, "NV": 70}, "validation": {"MEL": 10, "NV": 20}},
+    "source_counts": None,
+    "class_distribution": None,
+    "leaked_twin": None,
+    "labels_changed": 0,
+    "versions": {"keras": "3.15.1"},
+    "fingerprints": {"sha256 of model.keras": "sha256:beef"},
     "date": "2026-11-21",
 }
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;'
@@ -66,6 +77,75 @@ def write(out: Path, frame: pd.DataFrame, pictures: dict[str, bytes] | None = No
     return (out / "report.html").read_text(encoding="utf-8")
 
 
+def estimate(value: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "method": None if low is None else "exact binomial"}
+
+
+EXHIBITS: dict[str, Any] = {
+    "operating_point": {
+        "threshold": 0.25,
+        "stated_sensitivity": 0.9,
+        "bound": "lower",
+        "sensitivity": estimate(0.96, 0.89, 0.99),
+        "sensitivity_lower_bound": 0.906,
+        "specificity": estimate(0.8, 0.7, 0.9),
+        "n": 444,
+        "n_melanoma": 80,
+    },
+    "source_counts": {"ham10000": {"MEL": 30, "NV": 70}},
+    "class_distribution": [
+        {"label": "NV", "images": 70, "copies": 0, "share": 0.7, "drawn": 0.5, "effective": 0.6},
+        {"label": "MEL", "images": 30, "copies": 40, "share": 0.3, "drawn": 0.5, "effective": 0.4},
+    ],
+    "leaked_twin": {
+        "explanation": "It is leaked.",
+        "honest_validation": {"n": 30, "accuracy": estimate(0.6, 0.5, 0.7), "melanoma_auc": estimate(0.7, 0.6, 0.8)},
+        "leaked_model_on_test": {"n": 56, "accuracy": estimate(0.42, 0.3, 0.5), "melanoma_auc": estimate(None)},
+        "leaked_validation": {"n": 30, "accuracy": estimate(0.93, 0.9, 0.96), "melanoma_auc": estimate(0.99)},
+    },
+    "labels_changed": 7,
+}
+
+
+def full_metrics(frame: pd.DataFrame) -> dict[str, Any]:
+    """What `evaluate` adds to the figures of `compute_metrics`."""
+    sex = ["male", "female"] * (len(frame) // 2)
+    flips = {
+        "raised_flips": estimate(0.2, 0.1, 0.3),
+        "class_flips": estimate(0.3, 0.2, 0.4),
+        "melanomas_lost": estimate(None),
+    }
+    names = ("sensitivity", "specificity", "accuracy", *FIGURES)
+    compared = {name: {"this": 0.5, "other": 0.4, "difference": estimate(0.1, -0.1, 0.3)} for name in names}
+    compared["sensitivity"] |= {"only_this": 3, "only_other": 0, "p_value": 0.25}
+    return {
+        "counts": [
+            counts(frame, "sex", sex),
+            counts(frame, "label", frame["label"].tolist()),
+            counts(frame, "anatomic_site", [None] * len(frame)),
+        ],
+        "subgroups": [subgroups(frame, "sex", sex, resamples=20)],
+        "stability": {
+            "n": len(frame),
+            "n_raised_melanoma": 3,
+            "size": 96,
+            "changes": [{"kind": "turned by 90 degrees", **flips, "mean_change": estimate(0.05, 0.01, 0.1)}],
+            "any": flips,
+        },
+        "outliers": [
+            {"kind": "pages of text", "n": 40, "rejected": estimate(0.95, 0.83, 0.99), "should_be_rejected": True},
+            {"kind": "dermoscopy", "n": 56, "rejected": estimate(0.02, 0.0, 0.1), "should_be_rejected": False},
+        ],
+        "comparison": {
+            "model_version": "other-1",
+            "threshold": 0.5,
+            "leak_warning": "It has seen them.",
+            "figures": compared,
+        },
+        "top_of_patient": {"1": {"estimate": estimate(0.5, 0.1, 0.9), "n_melanoma": 2, "n_patients": 2}},
+    }
+
+
 class _Page(HTMLParser):
     """Elements with their attributes, and the text that a reader sees."""
 
@@ -100,6 +180,7 @@ def test_files_and_strict_json(tmp_path: Path) -> None:
     assert metrics["n"] == 40
     stored = pd.read_parquet(tmp_path / "predictions.parquet")
     pd.testing.assert_frame_equal(stored, frame.astype(stored.dtypes.to_dict()))
+    # Without melanoma there is no decision curve.
     names = {"confusion.png", "roc.png", "reliability.png", "reliability_melanoma.png"}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == names
     for name in names:
@@ -169,11 +250,84 @@ def test_page_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     html = write(tmp_path, predictions())
     for tag, attributes in _Page(html).elements:
         assert tag not in ("script", "link", "iframe", "object", "embed", "form")
-        assert "href" not in attributes
+        assert (attributes.get("href") or "#").startswith("#")
         assert (attributes.get("src") or "data:").startswith("data:")
     assert "url(" not in html
     assert "@import" not in html
     assert "default-src 'none'" in html
+
+
+def test_contents_lead_to_sections_that_are_there(tmp_path: Path) -> None:
+    frame = predictions()
+    for name, metrics in {"plain": {}, "full": full_metrics(frame)}.items():
+        out = tmp_path / name
+        write_report(out, frame, compute_metrics(frame, resamples=20) | metrics, {}, ABOUT | EXHIBITS)
+        elements = _Page((out / "report.html").read_text(encoding="utf-8")).elements
+        anchors = [str(attributes["href"])[1:] for tag, attributes in elements if tag == "a"]
+        ids = [str(attributes["id"]) for _, attributes in elements if "id" in attributes]
+        assert anchors
+        assert len(set(ids)) == len(ids)
+        assert set(anchors) == set(ids)
+
+
+def test_sections_of_a_full_evaluation(tmp_path: Path) -> None:
+    frame = predictions()
+    metrics = compute_metrics(frame, resamples=20, prevalence=0.05) | full_metrics(frame)
+    write_report(tmp_path, frame, metrics, {}, ABOUT | EXHIBITS)
+    text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    for expected in (
+        "Skin tone is unknown for every image of this set",
+        "Not known for any of these images: anatomic site.",
+        "By sex female 28",
+        "5% as stated",
+        "0.1%",
+        "Any of these 20.0% 10.0% to 30.0%",
+        "the size that the network takes, 96 x 96 pixels",
+        "by mistake Dermoscopy 56 2.0%",
+        "found out Pages of text 40 95.0%",
+        "The model other-1 on the same images",
+        "The other model is not tested fairly. It has seen them.",
+        "p = 0.25",
+        "one-sided 95% lower bound 90.6%",
+        "Warning: figures not to be believed How the usual recipe flatters itself It is leaked.",
+        "The usual recipe, on its own leaked validation images 93%",
+        "The same leaked model on test images that it has not seen 42%",
+        "The same recipe with an honest split, on validation 60%",
+        "7 of these images bear a label or a group that rules of repair have changed",
+        "ham10000 100 30",
+        "keras 3.15.1",
+        "sha256:beef",
+    ):
+        assert expected in text, expected
+    for figure in ("decision_curve", "subgroups", "class_distribution"):
+        with Image.open(tmp_path / "figures" / f"{figure}.png") as image:
+            image.load()
+            assert image.width > 600
+    assert "nan" not in text.lower().split()
+    assert "None" not in text
+
+
+def test_the_leaked_figure_comes_first_and_is_the_only_struck_one(tmp_path: Path) -> None:
+    html = write(tmp_path, predictions(), **EXHIBITS)
+    boxes = [str(attributes["class"]) for _, attributes in _Page(html).elements if attributes.get("class")]
+    headlines = [box for box in boxes if box.split()[0] == "headline"]
+    assert headlines == ["headline"] * 4 + ["headline leaked"] + ["headline"] * 3
+
+
+def test_the_card_says_what_the_model_is_not_for(tmp_path: Path) -> None:
+    text = _Page(write(tmp_path, predictions())).text
+    assert "Leaving an image unread because it raised no alert." in text
+    assert "The bundle does not say how many of them are of which source." in text
+    assert "melanoma MEL 30 10" in text
+    assert "How the usual recipe flatters itself" not in text
+
+
+def test_class_distribution_figure_shows_every_class() -> None:
+    figure = class_distribution_figure(EXHIBITS["class_distribution"])
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["nevus", "melanoma"]
+    widths = sorted(round(bar.get_width(), 3) for bar in axes.patches if isinstance(bar, Rectangle))
+    assert widths == [0.3, 0.4, 0.5, 0.5, 0.6, 0.7]
 
 
 def test_pictures_are_embedded_and_what_is_none_is_left_out(tmp_path: Path) -> None:

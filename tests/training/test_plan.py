@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from melanoma import taxonomy
-from melanoma.config import Balance
+from melanoma.config import Balance, Copies
 from melanoma.training import plan
 
 SHARES = {"NV": 600, "MEL": 150, "BCC": 61, "AK|SCC": 30, "BKL|SK": 7, "DF": 1}
@@ -120,3 +120,66 @@ def test_targets_of_merged_labels() -> None:
 def test_class_counts() -> None:
     assert plan.class_counts(LABELS) == SHARES
     assert plan.class_counts([]) == {}
+
+
+def copies_of(**values: int) -> Copies:
+    return Copies.model_validate({"augmentation": [{"operation": "rotate_random_90"}], **values})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "counts"),
+    [
+        (None, {}),
+        (copies_of(add=100), dict.fromkeys(SHARES, 100)),
+        (copies_of(fill_to=150), {"BCC": 89, "AK|SCC": 120, "BKL|SK": 143, "DF": 149}),
+    ],
+)
+def test_copies_to_a_target_count(wanted: Copies | None, counts: dict[str, int]) -> None:
+    source, seeds = plan.copies(LABELS, wanted, seed=0)
+    assert Counter(LABELS[place] for place in source) == counts
+    assert len(seeds) == len(source)
+    assert len(set(seeds.tolist())) == len(seeds)
+    # Every image of a class is copied as often as any other, to within one.
+    times = np.bincount(source, minlength=len(LABELS))
+    for label in counts:
+        of_class = times[np.array(LABELS) == label]
+        assert of_class.max() - of_class.min() <= 1
+    np.testing.assert_array_equal(plan.copies(LABELS, wanted, seed=0)[0], source)
+    if wanted:
+        assert (plan.copies(LABELS, wanted, seed=1)[0] != source).any()
+
+
+@pytest.mark.parametrize("copies", [None, copies_of(add=50), copies_of(fill_to=200)])
+@pytest.mark.parametrize(("sampling", "loss_weights"), [(0.0, 0.0), (0.5, 0.25), (1.0, 0.0), (0.0, 1.0)])
+def test_the_class_distribution_is_what_the_epochs_hold(
+    copies: Copies | None, sampling: float, loss_weights: float
+) -> None:
+    balance = Balance(sampling=sampling, loss_weights=loss_weights, copies=copies)
+    rows = plan.class_distribution(LABELS, balance)
+    assert [row["label"] for row in rows] == list(SHARES)
+    assert [row["images"] for row in rows] == list(SHARES.values())
+    for column in ("share", "drawn", "effective"):
+        assert sum(row[column] for row in rows) == pytest.approx(1, abs=1e-5)
+    source, _ = plan.copies(LABELS, copies, 0)
+    labels = LABELS + [LABELS[place] for place in source]
+    batches = plan.epoch_indices(labels, balance, BATCH, 0, 0)
+    weights = plan.loss_weights(labels, balance)
+    for row in rows:
+        of_class = np.array([label == row["label"] for label in labels])[batches.ravel()]
+        assert of_class.mean() == pytest.approx(row["drawn"], abs=1.1 / batches.size)
+        # One image more or less, at its weight.
+        share = weights[batches.ravel()][of_class].sum() / batches.size
+        assert share == pytest.approx(row["effective"], abs=1.1 * float(weights.max()) / batches.size)
+
+
+def test_full_sampling_makes_all_classes_alike_and_no_balance_leaves_them() -> None:
+    alike = plan.class_distribution(LABELS, Balance(sampling=1.0))
+    assert {round(row["drawn"], 6) for row in alike} == {round(1 / len(SHARES), 6)}
+    for row in plan.class_distribution(LABELS, Balance(sampling=0.0)):
+        assert row["share"] == pytest.approx(row["drawn"]) == pytest.approx(row["effective"], rel=1e-5)
+
+
+@pytest.mark.parametrize("values", [{}, {"add": 1, "fill_to": 2}, {"add": 0}])
+def test_copies_are_asked_for_in_one_way(values: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"add|fill_to"):
+        copies_of(**values)

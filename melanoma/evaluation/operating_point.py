@@ -1,0 +1,144 @@
+"""Alert thresholds, chosen on validation and then frozen."""
+
+import math
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from melanoma.evaluation.intervals import Bools, Estimate, lower_bound, proportion
+
+Bound = Literal["observed", "lower"]
+
+
+def choose_threshold(labels_are_melanoma: Bools, p_melanoma: npt.NDArray[Any], sensitivity: float) -> float:
+    """The highest threshold at which ``p_melanoma >= threshold`` has at least this sensitivity (0 to 1, not 0).
+
+    Every threshold between two neighbouring scores raises the same images. The middle is taken, as a float32 number, so
+    that neither rounding nor the small differences between machines moves an image of this set across it; below the
+    lowest score, the middle between that and 0. Scores are compared as float32, as they are stored.
+
+    Raises ValueError when there is no melanoma or the sensitivity is out of range.
+    """
+    _check_share("sensitivity", sensitivity)
+    scores = np.asarray(p_melanoma, dtype=np.float32)
+    of_melanoma = np.sort(scores[labels_are_melanoma])[::-1]
+    if len(of_melanoma) == 0:
+        raise ValueError("there is no melanoma to choose a threshold on: use a validation split that has some")
+    lowest_raised = of_melanoma[_at_least(sensitivity, len(of_melanoma)) - 1]
+    below = scores[scores < lowest_raised]
+    return _between(below.max() if len(below) else np.float32(0), lowest_raised)
+
+
+def choose_threshold_by_specificity(
+    labels_are_melanoma: Bools, p_melanoma: npt.NDArray[Any], specificity: float
+) -> float:
+    """The lowest threshold at which ``p_melanoma >= threshold`` has at least this specificity (0 to 1, not 0).
+
+    The middle between neighbouring scores, as in `choose_threshold`; above the highest score, the middle between that
+    and 1, and just above 1 when an image that must not be raised scores 1.
+
+    Raises ValueError when every image is melanoma or the specificity is out of range.
+    """
+    _check_share("specificity", specificity)
+    scores = np.asarray(p_melanoma, dtype=np.float32)
+    of_others = np.sort(scores[~np.asarray(labels_are_melanoma)])
+    if len(of_others) == 0:
+        raise ValueError(
+            "there is nothing but melanoma to choose a threshold on: use a validation split with other images"
+        )
+    highest_quiet = of_others[_at_least(specificity, len(of_others)) - 1]
+    above = scores[scores > highest_quiet]
+    end = above.min() if len(above) else max(np.float32(1), np.nextafter(highest_quiet, np.float32(2)))
+    return _between(highest_quiet, end)
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, not {share}")
+
+
+def _at_least(share: float, n: int) -> int:
+    # 0.56 * 25 is a hair above 14 in floating point, and must not become 15.
+    return max(1, math.ceil(share * n - 1e-9))
+
+
+def _between(low: np.float32, high: np.float32) -> float:
+    """A float32 number above `low` and at most `high`, in the middle where there is one."""
+    middle = np.float32((float(low) + float(high)) / 2)
+    return float(middle if middle > low else high)
+
+
+class OperatingPoint(TypedDict):
+    """A threshold and what it gives on the images that it was chosen on."""
+
+    threshold: float
+    stated_sensitivity: float
+    bound: Bound
+    sensitivity: Estimate
+    sensitivity_lower_bound: float  # one-sided, 95%
+    specificity: Estimate
+    n: int
+    n_melanoma: int
+
+
+def operating_point(
+    melanoma: Bools,
+    p_melanoma: npt.NDArray[Any],
+    group: npt.NDArray[Any],
+    sensitivity: float,
+    bound: Bound = "lower",
+) -> OperatingPoint:
+    """The highest threshold of ``p_melanoma >= threshold`` for a stated sensitivity, and its figures; all arrays [n].
+
+    `bound`: "observed" is satisfied when that share of these melanomas is raised, as in `choose_threshold`; "lower"
+    when the one-sided 95% lower bound of the share reaches it (exact binomial, at the effective number of melanomas
+    where a group holds several). With one melanoma a group the latter keeps its word although the threshold is chosen
+    on the same images: it is a one-sided tolerance limit (Wilks 1941, "Determination of sample sizes for setting
+    tolerance limits").
+
+    Raises ValueError when there is no melanoma, nothing else, the sensitivity is out of range, or there are too few
+    melanomas for the bound: 95% takes 59 of them.
+    """
+    melanoma = np.asarray(melanoma, dtype=bool)
+    _check_share("sensitivity", sensitivity)
+    of_melanoma, melanoma_group = np.asarray(p_melanoma, dtype=np.float32)[melanoma], np.asarray(group)[melanoma]
+    if bound == "observed":
+        threshold = choose_threshold(melanoma, p_melanoma, sensitivity)
+    else:
+        if len(of_melanoma) == 0:
+            raise ValueError("there is no melanoma to choose a threshold on: use a validation split that has some")
+        reached = (
+            score
+            for score in np.unique(of_melanoma)[::-1]
+            if lower_bound(of_melanoma >= score, melanoma_group) >= sensitivity
+        )
+        lowest_raised = next(reached, None)
+        if lowest_raised is None:
+            raise ValueError(_too_few(sensitivity, len(of_melanoma), melanoma_group))
+        # The threshold that raises just these melanomas, placed as always.
+        threshold = choose_threshold(melanoma, p_melanoma, float((of_melanoma >= lowest_raised).mean()))
+    raised = np.asarray(p_melanoma, dtype=np.float32) >= np.float32(threshold)
+    return OperatingPoint(
+        threshold=threshold,
+        stated_sensitivity=sensitivity,
+        bound=bound,
+        sensitivity=proportion(raised[melanoma], melanoma_group),
+        sensitivity_lower_bound=lower_bound(raised[melanoma], melanoma_group),
+        specificity=proportion(~raised[~melanoma], np.asarray(group)[~melanoma]),
+        n=len(melanoma),
+        n_melanoma=len(of_melanoma),
+    )
+
+
+def _too_few(sensitivity: float, n: int, group: npt.NDArray[Any]) -> str:
+    best = lower_bound(np.ones(n, dtype=bool), group)
+    needed = "no number of melanomas is enough for 100%"
+    if sensitivity < 1:
+        least = math.ceil(math.log(0.05) / math.log(sensitivity) - 1e-9)
+        needed = f"it takes {least} melanomas, each of a group of its own, all of them raised"
+    return (
+        f"the validation split has {n} melanoma{'' if n == 1 else 's'} of {len(np.unique(group))} groups: too few for "
+        f"a lower bound of {sensitivity:.0%} on sensitivity ({needed}; raising all of these gives {best:.1%}). Use "
+        "more validation images, a lower sensitivity, or the observed one"
+    )
