@@ -23,6 +23,7 @@ from typing import Any
 from melanoma import storage, taxonomy
 from melanoma.errors import InputError
 from melanoma.imaging.decode import PREPROCESSING
+from melanoma.outliers import MODEL_KEYS
 
 SCHEMA = 1
 _MANIFEST = "bundle.json"
@@ -100,6 +101,11 @@ def load(uri: str) -> Bundle:
         raise InputError(
             f"The bundle {uri} was made by another version of this program (schema {manifest['schema']}, preprocessing "
             f"{manifest['preprocessing']!r}; here {SCHEMA} and {PREPROCESSING!r}): use that version, or train anew."
+        )
+    if missing := sorted(MODEL_KEYS - set(manifest["outliers"])):
+        raise InputError(
+            f"The bundle {uri} was made by an earlier version of this program (its outlier model has no {missing[0]}): "
+            "use that version, or train anew."
         )
     if manifest["classes"] != list(taxonomy.CODES):
         raise InputError(f"The bundle {uri} has other classes than this program: {manifest['classes']}.")

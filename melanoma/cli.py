@@ -389,6 +389,8 @@ def _print_metrics(metrics: dict[str, Any], split: str) -> None:
                 numbers = f"{figure['this']:.3f}", f"{figure['other']:.3f}", f"{difference['value']:+.3f}"
                 table.add_row(name.replace("_", " "), *numbers, interval)
         answer.print(table)
+        if comparison["leak_warning"]:
+            answer.print(f"The other bundle: {comparison['leak_warning']}", style="bold red")
     if metrics.get("leak_warning"):
         answer.print(metrics["leak_warning"], style="bold red")
 

@@ -11,7 +11,7 @@ from melanoma.errors import InputError
 
 C = TypeVar("C", config.TrainConfig, config.EvaluateConfig, config.ScoreConfig, config.AblationConfig)
 
-_PLACES = ("archive", "bundle", "catalog", "checkpoints", "out", "repaired")
+_PLACES = ("against", "archive", "bundle", "catalog", "checkpoints", "out", "repaired")
 
 
 def main(model: type[C], call: Callable[[C], None], description: str | None, default: str | None = None) -> None:

@@ -145,6 +145,13 @@ def _copies(small: np.ndarray) -> list[np.ndarray]:
     return [small, *(small[:, order] for order in CHANNEL_ORDERS), 255 - small]
 
 
+MODEL_KEYS = {
+    *("mean", "spread", "precision", "coefficients", "intercepts"),
+    *("distance_at_1", "log_odds_at_0", "log_odds_at_1"),
+}
+"""What a model of `fit` holds."""
+
+
 def fit(train: np.ndarray, validation: np.ndarray) -> dict[str, Any]:
     """What `scores` needs, as plain lists for a bundle; both arguments uint8 RGB [n, size, size, 3], not empty."""
     # Scoring needs no scikit-learn in its memory.

@@ -117,6 +117,14 @@ def is_global(image_id: str) -> bool:
     return re.fullmatch(r"ISIC_\d+", image_id) is not None
 
 
+def number_identity(number: str, source: str) -> str:
+    """What tells a lesion or patient from others: ISIC's numbers wherever they stand, any other only in its own source.
+
+    Two hospitals both have a patient 7. ISIC's are ``HAM_0000118``, ``IL_7972535`` and ``IP_7279968``.
+    """
+    return number if re.fullmatch(r"(HAM|IL|IP)_\d+", number) else f"{source}/{number}"
+
+
 def image_id_of(uri: str) -> str:
     """The file name without its ending; ISIC's ``_downsampled`` copies bear the id of their original."""
     stem = uri.rsplit("/", 1)[-1].rsplit(".", 1)[0]

@@ -135,6 +135,11 @@ def test_a_bundle_of_another_program_is_refused(copy: Path, change: dict[str, An
     assert str(next(iter(change.values()))) in sentence
 
 
+def test_a_bundle_with_an_outlier_model_of_an_earlier_version_is_refused(copy: Path) -> None:
+    rewrite(copy, outliers={"mean": [0.0], "precision": [[1.0]], "scale": 1.0})
+    assert "made by an earlier version of this program" in refusal(copy)
+
+
 def test_other_classes_are_refused(copy: Path) -> None:
     rewrite(copy, classes=["melanoma", "nevus"])
     assert "other classes" in refusal(copy)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.cluster.hierarchy import DisjointSet
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -36,22 +37,43 @@ MOSTLY_CONTAINED = 0.5
 def read(catalogs: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """All catalogs as one table with a column `catalog` more, and how many rows of it were dropped as repeats.
 
-    A repeat is a row of a file (the same uri and bytes) that says of label and split nothing but what another row of
-    that file says. Raises InputError as `melanoma.catalog.schema.read`.
+    A repeat is a row of a file (the same uri and bytes) that says of label, split, lesion and patient nothing but what
+    another row of that file says. Its stored group, in another catalog another one, becomes one with that row's.
+    `group_id` bears the catalog's name: groups of two catalogs are not one by their name. Raises InputError as
+    `melanoma.catalog.schema.read`.
     """
     frame = pd.concat([schema.read(uri).assign(catalog=storage.normalize(uri)) for uri in catalogs], ignore_index=True)
+    stored = list(zip(frame["catalog"], frame["group_id"], strict=True))
+    groups = DisjointSet(stored)
+    numbers = (_of_source(frame, name) for name in ("lesion_id", "patient_id"))
+    said = list(zip(frame["label"], frame["split"], *numbers, strict=True))
     repeats: list[int] = []
     known = frame[frame["uri"].notna()]
     for _, rows in known[known.duplicated(["uri", "sha256"], keep=False)].groupby(["uri", "sha256"], dropna=False):
-        kept: list[tuple[Any, Any]] = []
+        kept: list[int] = []
         # Rows that say most come first.
-        said = zip(rows.index, rows["label"], rows["split"], strict=True)
-        for index, label, split in sorted(said, key=lambda row: row.count(None)):
-            if any(label in (None, other[0]) and split in (None, other[1]) for other in kept):
-                repeats.append(int(index))
-            else:
-                kept.append((label, split))
+        for index in sorted(rows.index.tolist(), key=lambda row: said[row].count(None)):
+            same = (
+                other
+                for other in kept
+                if all(word in (None, theirs) for word, theirs in zip(said[index], said[other], strict=True))
+            )
+            if (other := next(same, None)) is None:
+                kept.append(index)
+                continue
+            repeats.append(index)
+            if stored[index][1] and stored[other][1]:
+                groups.merge(stored[index], stored[other])
+    frame["group_id"] = ["/".join(groups[group]) if group[1] else None for group in stored]
     return frame.drop(index=repeats).reset_index(drop=True), len(repeats)
+
+
+def _of_source(frame: pd.DataFrame, name: str) -> list[str | None]:
+    """What tells the lesions or patients of a catalog apart; None where they are not known."""
+    return [
+        taxonomy.number_identity(value, source) if value else None
+        for source, value in zip(frame["source"], frame[name], strict=True)
+    ]
 
 
 def read_reference(uri: str) -> dict[str, str]:
@@ -212,16 +234,8 @@ class _Joined:
         ]
         self.sha256 = [value or None for value in frame["sha256"]]
         self.pairs: list[Pair] = near_duplicates.find(frame)
-        catalogs = frame["catalog"] if "catalog" in frame else [""] * len(frame)
-        stored = [None if not g else (c, g) for c, g in zip(catalogs, frame["group_id"], strict=True)]
-        lesion, patient = (
-            # A number of its own source: two hospitals both have a patient 7.
-            [
-                None if not value else f"{source}/{value}"
-                for source, value in zip(frame["source"], frame[name], strict=True)
-            ]
-            for name in ("lesion_id", "patient_id")
-        )
+        stored = [value or None for value in frame["group_id"]]
+        lesion, patient = (_of_source(frame, name) for name in ("lesion_id", "patient_id"))
         count = len(frame)
         same = _components(count, [self.image_ids, self.sha256])
         # Those that are joined by pictures only: what has the same bytes is no near-duplicate.
@@ -531,6 +545,13 @@ class _Description:
         order = sorted(
             rows, key=lambda row: (cells[among][row] is None, str(cells[among][row]), str(cells["uri"][row]))
         )
+        # One of each comes first: a page that shows but a few of them shows what differs.
+        turns = Counter[Any]()
+        turn = {}
+        for row in order:
+            turn[row] = turns[cells[among][row]]
+            turns[cells[among][row]] += 1
+        order.sort(key=turn.__getitem__)
         places = {row: place for place, row in enumerate(order)}
         return {
             "by": list(reasons),

@@ -21,9 +21,8 @@ def group_ids(frame: pd.DataFrame) -> list[str]:
     count = len(frame)
     ids = [i and taxonomy.identity(i, uri) for i, uri in zip(frame["image_id"], frame["uri"], strict=True)]
     edges = [edge for values in (pd.Series(ids, dtype=object), frame["sha256"]) for edge in _same(values)]
-    # A lesion or patient number is a number of its own source: two hospitals both have a patient 7.
     for column in ("lesion_id", "patient_id"):
-        own = [None if v is None else f"{s}/{v}" for s, v in zip(frame["source"], frame[column], strict=True)]
+        own = [v and taxonomy.number_identity(v, s) for s, v in zip(frame["source"], frame[column], strict=True)]
         edges += list(_same(pd.Series(own, dtype=object)))
     edges += [(pair.first, pair.second) for pair in find(frame)]
     rows, columns = np.array(edges, dtype=np.int64).reshape(-1, 2).T

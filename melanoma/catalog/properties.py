@@ -111,11 +111,14 @@ def _features(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _folds(positive: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """The fold, 0 to FOLDS - 1, of each image: groups are dealt in turn, those with a melanoma first."""
+    """The fold, 0 to FOLDS - 1, of each image: groups are dealt in turn, those of melanomas only first.
+
+    Then those of both kinds, and then the rest: each kind is dealt without a gap, so every fold has its share of both.
+    """
     numbers, code = np.unique(group, return_inverse=True)
     order = np.random.default_rng(0).permutation(len(numbers))
-    has_melanoma = np.bincount(code, positive) > 0
-    dealt = np.concatenate([order[has_melanoma[order]], order[~has_melanoma[order]]])
+    kinds = 2 * (np.bincount(code, ~positive) > 0) - (np.bincount(code, positive) > 0)
+    dealt = order[np.argsort(kinds[order], kind="stable")]
     fold = np.empty(len(numbers), np.int64)
     fold[dealt] = np.arange(len(numbers)) % FOLDS
     return fold[code]

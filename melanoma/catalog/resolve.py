@@ -6,7 +6,7 @@ Rules are read from YAML, see ``configs/isic9.yaml``, and applied in order:
 - ``relabel``: images under `label`, or those of `image_ids` under it, get the label `to`.
 - ``drop``: images under `label`, or those of `image_ids`, are used no more.
 - ``drop_copies``: of several copies of a photograph (same ISIC id or same bytes) one is kept, of the first split of
-  `keep` that has one.
+  `keep` that has one. Copies whose labels still exclude one another stay as they are: no rule has said which wins.
 - ``group``: the images of `image_ids` share a group.
 - ``set_aside``: images of the split `split` whose group is in the split `when_in`, too, are in no split.
 
@@ -66,7 +66,7 @@ class Drop(_Rule):
 
 class DropCopies(_Rule):
     rule: Literal["drop_copies"]
-    keep: tuple[Split, ...] = ("test", "validation", "train")
+    keep: Annotated[tuple[Split, ...], Field(min_length=3, max_length=3)] = ("test", "validation", "train")
 
 
 class Group(_Rule):
@@ -119,7 +119,12 @@ def _apply(frame: pd.DataFrame, rule: Rule) -> int:
         rank = frame["split"].fillna("").map({split: place for place, split in enumerate((*rule.keep, ""))})
         order = frame.assign(rank=rank).sort_values(["rank", "uri"], kind="stable").index
         place = {row: number for number, row in enumerate(order)}
-        changed = [row for rows in _copies(frame[used]) for row in sorted(rows, key=place.__getitem__)[1:]]
+        changed = [
+            row
+            for rows in _copies(frame[used])
+            if set.intersection(*(set(taxonomy.codes_of(label)) for label in frame.loc[rows, "label"]))
+            for row in sorted(rows, key=place.__getitem__)[1:]
+        ]
         _drop(frame, changed, rule.reason)
     elif isinstance(rule, Group):
         members = set(frame.loc[frame["image_id"].isin(rule.image_ids), "group_id"])

@@ -22,9 +22,9 @@ THRESHOLDS = np.arange(1, 51) / 100
 # Shares of melanoma to show beside the set's own: about those of a pigmented lesion clinic and of people who are
 # screened. 1.8% is that of ISIC 2020, 0.1% that of ISIC 2024.
 PREVALENCES = (0.02, 0.001)
-# Sensitivity and specificity are measured on different images. Two intervals that hold with this probability each hold
-# both with 95%, and so does everything that follows from the two.
-_EACH = math.sqrt(0.95)
+# Two intervals that hold with this probability each both hold with at least 95%, however sensitivity and specificity
+# depend on each other (Bonferroni; a patient may have images on both sides), and so does all that follows from the two.
+_EACH = 0.975
 
 
 def predictive_values(melanoma: Bools, raised: Bools, group: Ints, prevalence: float) -> dict[str, Estimate]:

@@ -187,7 +187,8 @@ def subgroup_figure(subgroups: Sequence[Mapping[str, Any]]) -> Figure:
             axes.grid(color="#e3e7ea", axis="x")
         names = [_shortened(group["value"]) for _, group in rows]
         heads = [column["column"].replace("_", " ") for column in subgroups]
-        panels[0].set_yticks([*places, *starts[:-1]], [*names, *heads], fontsize=10.5)
+        # Names from a catalog are no mathematics: "$" would be parsed, and what does not parse is an error.
+        panels[0].set_yticks([*places, *starts[:-1]], [*names, *heads], fontsize=10.5, parse_math=False)
         for label in panels[0].get_yticklabels()[len(places) :]:
             label.set_fontweight("bold")
         panels[0].set_ylim(starts[-1] - 0.4, -0.6)
@@ -197,7 +198,9 @@ def subgroup_figure(subgroups: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _shortened(text: str) -> str:
-    return textwrap.shorten(text, 28, placeholder="...") or text[:28]
+    # Not textwrap.shorten: of one long word it leaves nothing.
+    text = " ".join(text.split())
+    return text if len(text) <= 28 else f"{text[:25]}..."
 
 
 def _bar(axes: Axes, place: float, estimate: Mapping[str, Any]) -> None:

@@ -74,7 +74,7 @@ def effective_number(hits: Bools, group: npt.NDArray[Any], tail: float) -> float
     if value in (0.0, 1.0) or groups == 1:
         effective = n**2 / (size**2).sum()
     else:
-        spread = ((np.bincount(member, weights=hits) - value * size) ** 2).sum()
+        spread = ((np.bincount(member, weights=hits) - value * size) ** 2).sum() * groups / (groups - 1)
         effective = n if spread == 0 else value * (1 - value) * n**2 / spread
         effective *= (t.ppf(1 - tail, n - 1) / t.ppf(1 - tail, groups - 1)) ** 2
     return float(min(max(effective, 1.0), n))

@@ -108,12 +108,14 @@ def operating_point(
     else:
         if len(of_melanoma) == 0:
             raise ValueError("there is no melanoma to choose a threshold on: use a validation split that has some")
-        reached = (
-            score
-            for score in np.unique(of_melanoma)[::-1]
-            if lower_bound(of_melanoma >= score, melanoma_group) >= sensitivity
-        )
-        lowest_raised = next(reached, None)
+        # From the lowest score upwards, as long as all reach it: where groups hold several melanomas the bound may
+        # fall and rise again, and a lucky threshold must not be taken.
+        _, member = np.unique(melanoma_group.astype(str), return_inverse=True)
+        lowest_raised = None
+        for score in np.unique(of_melanoma):
+            if lower_bound(of_melanoma >= score, member) < sensitivity:
+                break
+            lowest_raised = score
         if lowest_raised is None:
             raise ValueError(_too_few(sensitivity, len(of_melanoma), melanoma_group))
         # The threshold that raises just these melanomas, placed as always.

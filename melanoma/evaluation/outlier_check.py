@@ -30,30 +30,52 @@ melanoma in the family biopsy with a margin of 2 mm signed report to the clinic 
 _WORDS = tuple(_TEXT.split())
 
 
-def check(predictor: Predictor, pixels: Pixels, seed: int, others: Mapping[str, Pixels]) -> list[dict[str, Any]]:
+def check(
+    predictor: Predictor,
+    dermoscopy: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    pixels: Pixels,
+    groups: npt.NDArray[Any],
+    seed: int,
+    others: Mapping[str, Pixels],
+) -> list[dict[str, Any]]:
     """One row a kind of picture, the given dermoscopy first: how many have an outlier score above 1.
 
-    `pixels` is dermoscopy, uint8 RGB [n, size, size, 3] at the predictor's input size; `others` are pictures of that
-    size that are no dermoscopy, by name. `seed` makes the generated pictures. A row has
+    `dermoscopy` are the outlier scores of all images of the set and the groups of these, both [m]. `pixels` are some of
+    them, uint8 RGB [n, size, size, 3] at the predictor's input size, to make altered copies of, with their `groups`
+    [n]; `others` are pictures of that size that are no dermoscopy, by name. `seed` makes the generated pictures. A row
+    has
 
     - `kind`, for people, and `n`: how many pictures, all that are given, 500 copies at most, 200 generated ones;
     - `rejected`: the share with a score above 1, ``{"value", "low", "high", "method"}`` with the exact binomial 95%
-      interval, which takes each picture for itself; all None without pictures;
+      interval over groups, where generated pictures and `others` are each their own; all None without pictures;
     - `should_be_rejected`: false for dermoscopy, as given or upside down.
     """
     model = predictor.bundle.manifest["outliers"]
-    rows = []
-    for kind, pictures, foreign in _kinds(pixels, predictor.bundle.input_size, seed, others):
-        rejected = outliers.scores(pictures, model) > 1
-        estimate = proportion(rejected, np.arange(len(rejected)))
-        rows.append({"kind": kind, "n": len(rejected), "rejected": estimate, "should_be_rejected": foreign})
+
+    def row(kind: str, scores: npt.NDArray[Any], group: npt.NDArray[Any], foreign: bool) -> dict[str, Any]:
+        estimate = proportion(scores > 1, group)
+        return {"kind": kind, "n": len(scores), "rejected": estimate, "should_be_rejected": foreign}
+
+    rows = [row("dermoscopy", *dermoscopy, False)]
+    for kind, pictures, group, foreign in _kinds(pixels, groups, predictor.bundle.input_size, seed, others):
+        rows.append(row(kind, outliers.scores(pictures, model), group, foreign))
     return rows
 
 
-def _kinds(pixels: Pixels, size: int, seed: int, others: Mapping[str, Pixels]) -> Iterator[tuple[str, Pixels, bool]]:
-    """Each kind's name, its pictures and whether they are foreign. One by one: all at once would fill the memory."""
-    yield "dermoscopy", pixels, False
-    some = pixels[np.arange(min(len(pixels), _COPIED)) * len(pixels) // max(1, min(len(pixels), _COPIED))]
+def _kinds(
+    pixels: Pixels, groups: npt.NDArray[Any], size: int, seed: int, others: Mapping[str, Pixels]
+) -> Iterator[tuple[str, Pixels, npt.NDArray[Any], bool]]:
+    """Each kind's name, its pictures, their groups and whether they are foreign. One by one, to spare the memory."""
+    chosen = np.arange(min(len(pixels), _COPIED)) * len(pixels) // max(1, min(len(pixels), _COPIED))
+    for kind, copies, foreign in _copies(pixels[chosen], seed):
+        yield kind, copies, groups[chosen], foreign
+    for number, (kind, generate) in enumerate(GENERATED.items(), start=1):
+        yield kind, generate(_GENERATED, size, np.random.default_rng([seed, number])), np.arange(_GENERATED), True
+    for kind, pictures in others.items():
+        yield kind, pictures, np.arange(len(pictures)), True
+
+
+def _copies(some: Pixels, seed: int) -> Iterator[tuple[str, Pixels, bool]]:
     yield "dermoscopy upside down", some[:, ::-1, ::-1], False
     for order in outliers.CHANNEL_ORDERS:
         yield f"dermoscopy as {''.join('RGB'[channel] for channel in order)}", some[..., order], True
@@ -62,10 +84,6 @@ def _kinds(pixels: Pixels, size: int, seed: int, others: Mapping[str, Pixels]) -
         yield f"dermoscopy, hue turned by {degrees}°", turn_hue(some, degrees), True
     yield "dermoscopy in grey", greyscale(some), True
     yield "dermoscopy, pixels shuffled", shuffle_pixels(some, np.random.default_rng([seed, 0])), True
-    for number, (kind, generate) in enumerate(GENERATED.items(), start=1):
-        yield kind, generate(_GENERATED, size, np.random.default_rng([seed, number])), True
-    for kind, pictures in others.items():
-        yield kind, pictures, True
 
 
 # --- dermoscopy made foreign: uint8 RGB [n, size, size, 3] to the same ------------------------------------------------
@@ -77,13 +95,19 @@ def turn_hue(pixels: Pixels, degrees: float) -> Pixels:
     # Rodrigues' formula about (1, 1, 1) / sqrt(3).
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    return _uint8(pixels @ turn.T.astype(np.float32))
+    turned = np.empty_like(pixels)
+    # One by one: as float32 all of them take many times the memory.
+    for before, after in zip(pixels, turned, strict=True):
+        after[:] = _uint8(before @ turn.T.astype(np.float32))
+    return turned
 
 
 def greyscale(pixels: Pixels) -> Pixels:
     """Luma of ITU-R BT.601 in all three channels."""
-    luma = _uint8(pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
-    return np.repeat(luma[..., None], 3, axis=-1)
+    grey = np.empty_like(pixels)
+    for before, after in zip(pixels, grey, strict=True):
+        after[:] = _uint8(before @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+    return grey
 
 
 def shuffle_pixels(pixels: Pixels, generator: np.random.Generator) -> Pixels:

@@ -51,7 +51,10 @@ _EXPLANATIONS: dict[str, tuple[str, str]] = {
     "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes that have images in this set"),
     "ece": (
         "Calibration error (ECE)",
-        "gap between the probability of the most probable class and how often it is right, 15 equal bins; 0 is best",
+        (
+            "gap between the probability of the most probable class and how often it is right, 15 equal bins; 0 is "
+            "best, but chance alone keeps a small set above it, and its interval too"
+        ),
     ),
     "brier": ("Brier score of melanoma", "mean squared error of the melanoma probability; 0 is best"),
     "calibration_slope": (

@@ -33,6 +33,7 @@ from melanoma.imaging.decode import ImageError, Limits, decode, decode_image
 from melanoma.predictor import Predictor
 
 _BATCH = 64
+_OTHERS = 2000  # files at most of each folder of pictures that are no dermoscopy
 _PICTURE_SIZE = 320  # pixels, the longer side of a picture in the report
 
 
@@ -47,7 +48,13 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: N
     bundle = load_bundle(config.bundle)
     against = load_bundle(config.against) if config.against else None
     frame = schema.read(config.catalog)
-    others = {storage.name(uri): _pictures_of(storage.normalize(uri), bundle.input_size) for uri in config.others}
+    _check(bundle, frame, config)
+    folders = [storage.normalize(uri) for uri in config.others]
+    names = [storage.name(folder) for folder in folders]
+    others = {
+        name if names.count(name) == 1 else folder: _pictures_of(folder, bundle.input_size, config.seed, say)
+        for name, folder in zip(names, folders, strict=True)
+    }
     evaluation = evaluate_frame(
         bundle,
         frame,
@@ -67,6 +74,25 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: N
         except OSError as error:
             raise InputError(f"The report cannot be written to {config.out}: {error}") from None
     return evaluation
+
+
+def _check(bundle: Bundle, frame: pd.DataFrame, config: EvaluateConfig) -> None:
+    """What can be known before anything is predicted: raises InputError."""
+    rows = _rows(frame, config.split, config.catalog)
+    _columns_to_measure_by(rows, config.by, config.catalog)
+    storage.check_writable(config.out)
+
+
+def _rows(frame: pd.DataFrame, split: str, catalog: str) -> pd.DataFrame:
+    rows = schema.usable(frame, split)
+    if rows.empty:
+        raise InputError(f"The catalog {catalog} has no usable images in the split {split!r}.")
+    for label in sorted(rows["label"].unique()):
+        if label != taxonomy.MELANOMA and taxonomy.MELANOMA in taxonomy.codes_of(label):
+            raise InputError(
+                f"The label {label!r} of {catalog} leaves open whether an image is melanoma: relabel these images."
+            )
+    return rows
 
 
 def evaluate_frame(
@@ -93,13 +119,8 @@ def evaluate_frame(
 
     Raises InputError where the split is empty or a column is not one to measure by.
     """
-    rows = schema.usable(frame, split)
-    if rows.empty:
-        raise InputError(f"The catalog {catalog} has no usable images in the split {split!r}.")
-    for column in by or ():
-        if column not in frame.columns:
-            known = ", ".join(name for name in frame.columns if name != "thumbnail")
-            raise InputError(f"The catalog {catalog} has no column {column!r} to measure by; it has {known}.")
+    rows = _rows(frame, split, catalog)
+    values = {column: rows[column].tolist() for column in _columns_to_measure_by(rows, by, catalog)}
     predictor = Predictor(bundle)
     drawn = stability.draw(rows, stability_images, seed)
     say(f"Predicting {len(rows)} images of the split {split!r}.")
@@ -108,14 +129,18 @@ def evaluate_frame(
     metrics = compute_metrics(predictions, seed=seed, prevalence=prevalence)
     metrics["top_of_patient"] = top_of_patient(melanoma, floats(predictions, "p_melanoma"), rows["patient_id"], group)
     metrics["counts"] = [
-        subgroups.counts(predictions, column, rows[column].tolist()) for column in ("label", *subgroups.DEFAULT_COLUMNS)
+        subgroups.counts(predictions, column, rows[column].tolist())
+        for column in ("label", *subgroups.DEFAULT_COLUMNS)
+        if _number_of_values(rows, column) <= subgroups.MOST_VALUES
     ]
-    metrics["subgroups"] = _subgroups(predictions, rows, by, seed)
+    metrics["subgroups"] = [subgroups.subgroups(predictions, column, own, seed) for column, own in values.items()]
     if len(drawn):
         say(f"Changing {len(drawn)} images a little, in {len(stability.CHANGES)} ways.")
         metrics["stability"] = stability.stability(predictor, predictions.iloc[drawn], pixels, seed)
+    if len(drawn) or others:
         say("Scoring pictures that are no dermoscopy.")
-        metrics["outliers"] = outlier_check.check(predictor, pixels, seed, others or {})
+        dermoscopy = floats(predictions, "outlier_score"), group
+        metrics["outliers"] = outlier_check.check(predictor, dermoscopy, pixels, group[drawn], seed, others or {})
     if against is not None:
         say(f"Predicting them with the model {against.version}.")
         other, _ = _predictions(Predictor(against), rows, drawn[:0])
@@ -139,19 +164,31 @@ def evaluate_frame(
     return Evaluation(metrics, files)
 
 
-def _subgroups(
-    predictions: pd.DataFrame, rows: pd.DataFrame, by: Sequence[str] | None, seed: int
-) -> list[dict[str, Any]]:
+def _columns_to_measure_by(rows: pd.DataFrame, by: Sequence[str] | None, catalog: str) -> list[str]:
+    """`by`, each once, or without it the default columns that have several values, but not too many."""
     if by is None:
-        by = [
+        return [
             column
             for column in subgroups.DEFAULT_COLUMNS
-            if len(subgroups.binned(column, rows[column].tolist())[1]) > 1
+            if 1 < _number_of_values(rows, column) <= subgroups.MOST_VALUES
         ]
-    try:
-        return [subgroups.subgroups(predictions, column, rows[column].tolist(), seed) for column in dict.fromkeys(by)]
-    except ValueError as error:
-        raise InputError(f"Subgroups cannot be measured: {error}.") from None
+    # A group's value stands in the report, which travels with the bundle.
+    known = [column for column in rows.columns if column not in ("thumbnail", "lesion_id", "patient_id")]
+    for column in by:
+        if column not in known:
+            raise InputError(
+                f"The catalog {catalog} has no column {column!r} to measure by; it has {', '.join(known)}."
+            )
+        if (n := _number_of_values(rows, column)) > subgroups.MOST_VALUES:
+            raise InputError(
+                f"Subgroups cannot be measured: the column {column!r} has {n} values: choose one with at most "
+                f"{subgroups.MOST_VALUES}."
+            )
+    return list(dict.fromkeys(by))
+
+
+def _number_of_values(rows: pd.DataFrame, column: str) -> int:
+    return len(subgroups.binned(column, rows[column].tolist())[1])
 
 
 def _predictions(
@@ -181,17 +218,20 @@ def _fetch_and_decode(uri: str, size: int) -> np.ndarray:
         raise MelanomaError(f"The image {uri} of the catalog cannot be read: {error} Make the catalog anew.") from None
 
 
-def _pictures_of(folder: str, size: int) -> np.ndarray:
-    """uint8 RGB [n, size, size, 3]: all pictures of a folder or prefix that can be decoded."""
+def _pictures_of(folder: str, size: int, seed: int, say: Callable[[str], None]) -> np.ndarray:
+    """uint8 RGB [n, size, size, 3]: the pictures of a folder or prefix that can be decoded, of 2,000 drawn at most."""
     limits, pictures = Limits(), []
     try:
-        for file in storage.list_objects(folder):
+        files = [file.uri for file in storage.list_objects(folder) if not file.uri.endswith("/")]
+        drawn = np.sort(np.random.default_rng(seed).permutation(len(files))[:_OTHERS])
+        for uri in (files[place] for place in drawn):
             with contextlib.suppress(ImageError):
-                pictures.append(decode(storage.read_bytes(file.uri, limits.max_bytes), size, limits).pixels)
+                pictures.append(decode(storage.read_bytes(uri, limits.max_bytes), size, limits).pixels)
     except OSError as error:
         raise InputError(f"The pictures that are no dermoscopy cannot be read: {error}") from None
     if not pictures:
         raise InputError(f"{folder} has no picture that can be read.")
+    say(f"{folder}: {len(files)} files, {len(drawn)} drawn, {len(pictures)} of them pictures.")
     return np.stack(pictures)
 
 
@@ -211,6 +251,18 @@ def digest(image_id: str) -> str:
     return hashlib.sha256(image_id.encode()).hexdigest()[:16]
 
 
+RELATIVES = {"lesion_id": "lesion_id_sha256", "patient_id": "patient_id_sha256"}
+"""Columns of a catalog, and those of a bundle's training images that hold their digests."""
+
+
+def relative_digests(rows: pd.DataFrame, column: str) -> list[str | None]:
+    """The digest of the lesion or patient of each image; None where it is not known."""
+    return [
+        value and digest(taxonomy.number_identity(value, source))
+        for value, source in zip(rows[column], rows["source"], strict=True)
+    ]
+
+
 def leak_warning(bundle: Bundle, rows: pd.DataFrame) -> str | None:
     """One sentence where images to be evaluated are images, or near-duplicates of images, that the model has seen."""
     seen = pq.read_table(io.BytesIO(bundle.training_images)).to_pandas()
@@ -222,11 +274,16 @@ def leak_warning(bundle: Bundle, rows: pd.DataFrame) -> str | None:
     ids = [taxonomy.identity(i, uri) for i, uri in zip(rows["image_id"], rows["uri"], strict=True)]
     by_id = pd.Series(ids, index=rows.index).map(digest).isin(set(learned["image_id_sha256"]))
     near = near_duplicates.seen(rows["perceptual_hash"], learned["perceptual_hash"])
-    leaked = by_bytes | by_id | pd.Series([place in near for place in range(len(rows))], index=rows.index)
+    relatives = pd.Series(False, index=rows.index)
+    for column, hashed in RELATIVES.items():
+        if hashed in learned:  # bundles of an earlier version do not say
+            relatives |= pd.Series(relative_digests(rows, column), index=rows.index).isin(set(learned[hashed].dropna()))
+    leaked = by_bytes | by_id | relatives | pd.Series([place in near for place in range(len(rows))], index=rows.index)
     if leaked.any():
         return (
-            f"Leaked: {int(leaked.sum())} of these {len(rows)} images, or near-duplicates of them, were in the "
-            "training split of this model. The figures are too good and must not be reported as its performance."
+            f"Leaked: {int(leaked.sum())} of these {len(rows)} images, near-duplicates of them, or other photographs "
+            "of their lesions or patients, were in the training split of this model. The figures are too good and must "
+            "not be reported as its performance."
         )
     if len(tuned):
         return (

@@ -90,14 +90,18 @@ def binned(column: str, values: Sequence[Any]) -> tuple[list[str], list[str]]:
         edges, names = [30, 50, 70], ["under 30", "30 to 49", "50 to 69", "70 and over"]
     elif len(set(known)) > _DISCRETE:
         edges = sorted(set(np.quantile(np.array(known, dtype=np.float64), [0.25, 0.5, 0.75]).tolist()))
-        between = [f"{low:.3g} to under {high:.3g}" for low, high in pairwise(edges)]
-        names = [f"under {edges[0]:.3g}", *between, f"{edges[-1]:.3g} and over"]
+        between = [f"{_number(low)} to under {_number(high)}" for low, high in pairwise(edges)]
+        names = [f"under {_number(edges[0])}", *between, f"{_number(edges[-1])} and over"]
     else:
         by_value = {value: f"{value:g}" for value in sorted(set(known))}
     if edges:
         by_value = {value: names[int(np.searchsorted(edges, value, side="right"))] for value in sorted(set(known))}
     found = [UNKNOWN if _missing(value) else by_value[value] for value in values]
     return found, [name for name in dict.fromkeys([*by_value.values(), UNKNOWN]) if name in set(found)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _missing(value: Any) -> bool:

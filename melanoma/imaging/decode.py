@@ -90,7 +90,8 @@ def decode(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> Decoded:
 def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS, longest: int | None = None) -> Image.Image:
     """The whole frame, upright RGB, aspect ratio kept, its longer side at most `longest` pixels.
 
-    Read as `decode` reads it. Raises `ImageError` only, whatever the bytes.
+    Without the file's comment and other metadata, some of which Pillow would save again. Read as `decode` reads it.
+    Raises `ImageError` only, whatever the bytes.
     """
     if longest is not None and longest < 1:
         raise ValueError(f"longest is {longest}: it must be at least 1.")
@@ -99,7 +100,9 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS, longest: int | No
         scale = min(1.0, longest / max(width, height)) if longest else 1.0
         return max(1, round(width * scale)), max(1, round(height * scale))
 
-    return _read(data, limits, fit)[0]
+    picture = _read(data, limits, fit)[0]
+    picture.info = {}
+    return picture
 
 
 def quality(pixels: np.ndarray) -> tuple[float, float]:

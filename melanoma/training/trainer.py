@@ -370,7 +370,7 @@ def _write_bundle(
 
 
 def _training_images(rows: pd.DataFrame) -> bytes:
-    """Digests of what the model has seen. An image id is hashed: it may be a hospital's own number."""
+    """Digests of what the model has seen. Ids and numbers are hashed: they may be a hospital's own."""
     table = pa.table(
         {
             "sha256": rows["sha256"].tolist(),
@@ -379,6 +379,7 @@ def _training_images(rows: pd.DataFrame) -> bytes:
                 for image_id, uri in zip(rows["image_id"], rows["uri"], strict=True)
             ],
             "perceptual_hash": rows["perceptual_hash"].tolist(),
+            **{hashed: evaluation.relative_digests(rows, column) for column, hashed in evaluation.RELATIVES.items()},
             "split": rows["split"].tolist(),
         }
     )

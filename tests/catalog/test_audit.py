@@ -124,6 +124,12 @@ def test_images_of_later_splits_are_counted() -> None:
     assert counts == {("train", "validation"): 1, ("train", "test"): 2, ("validation", "test"): 2}
 
 
+def test_the_first_images_of_a_finding_show_both_sides() -> None:
+    answer = examine(apart(30).assign(sha256="same", split=["test"] * 20 + ["train"] * 10))
+    (finding,) = answer["leaks"]["findings"]
+    assert [image["split"] for image in finding["images"][:4]] == ["test", "train", "test", "train"]
+
+
 def test_images_set_aside_are_no_leak() -> None:
     assert audit.is_clean(examine(with_cells(apart(), split=(None, "test"), patient_id=("P", "P"))))
 
@@ -407,6 +413,15 @@ def test_images_of_a_group_do_not_answer_for_each_other() -> None:
     assert leaked["auc"] > 0.7
 
 
+def test_every_fold_has_both_kinds_where_groups_are_mixed() -> None:
+    """Of 200 patients with a melanoma ten have another lesion, too; nobody has only others."""
+    frame = apart(400).assign(label="MEL", exposure=np.arange(400) / 400)
+    frame.loc[21:40:2, "label"] = "NV"
+    (found,) = (r for r in properties.measure(frame, np.repeat(np.arange(200), 2)) if r["name"] == "exposure")
+    assert found["auc"] is not None
+    assert 0 <= found["auc"] <= 1
+
+
 def test_too_few_melanomas_tell_nothing() -> None:
     frame = apart(100).assign(label=["MEL"] * 9 + ["NV"] * 91, exposure=np.arange(100) / 100)
     assert measured(frame)["exposure"]["note"] == "fewer than 10 groups with melanoma, or without"
@@ -477,6 +492,16 @@ def test_a_file_of_two_splits_in_two_catalogs_is_a_leak(tmp_path: Path) -> None:
     frame, repeats = read(written(tmp_path, a=apart(5), b=with_cells(apart(5), split=("test",))))
     assert (len(frame), repeats) == (6, 4)
     assert findings(examine(frame), "leaks") == [(["image_id", "sha256"], ["0.jpg", "0.jpg"])]
+
+
+@pytest.mark.parametrize("column", ["lesion_id", "patient_id", "group_id"])
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_what_only_one_of_two_catalogs_of_the_same_files_knows(tmp_path: Path, column: str, names: str) -> None:
+    plain = with_cells(apart(5), split=("train", "test"))
+    frames = {"a": plain, "b": with_cells(plain, **{column: ("joined", "joined")})}
+    frame, repeats = read(written(tmp_path, **{name: frames[name] for name in names}))
+    assert (len(frame), repeats) == (5, 5)
+    assert findings(examine(frame), "leaks") == [([column], ["0.jpg", "1.jpg"])]
 
 
 def test_groups_of_two_catalogs_are_not_one_by_their_name(tmp_path: Path) -> None:

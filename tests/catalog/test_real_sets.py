@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from melanoma.catalog import audit, schema
+from melanoma import config
+from melanoma.catalog import audit, resolve, schema
 from melanoma.catalog.build import build
 
 DATA = Path(os.environ.get("MELANOMA_DATA", "/nonexistent"))
@@ -129,6 +130,14 @@ def test_labels_against_the_reference(files: list[File], alone: dict[str, Any]) 
     )
     assert wanted
     assert {(row["label"], row["reference"]): row["images"] for row in alone["reference"]["by_pair"]} == wanted
+
+
+def test_the_repaired_set_passes(catalogs: tuple[str, str]) -> None:
+    rules = config.load(resolve.Rules, str(Path(__file__).parents[2] / "configs/isic9.yaml"))
+    repaired, _ = resolve.resolve(schema.read(catalogs[0]), rules)
+    answer = audit.examine(repaired, audit.read_reference(str(DATA / "isic2019_groundtruth.csv")))
+    assert answer["reference"]["known"] > 0
+    assert audit.is_clean(answer), answer["summary"]
 
 
 def test_test_images_whose_lesion_is_in_train(

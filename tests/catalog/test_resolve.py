@@ -75,9 +75,16 @@ def test_a_label_or_named_images_get_another_label(broken: pd.DataFrame) -> None
 
 
 def test_one_copy_is_kept_and_the_others_keep_their_row(broken: pd.DataFrame) -> None:
-    frame, counts = resolve.resolve(broken, rules({"rule": "drop_copies", "keep": ["test", "train"]}))
+    frame, counts = resolve.resolve(
+        broken,
+        rules(
+            {"rule": "prefer", "label": "MEL", "over": "SK"},
+            {"rule": "prefer", "label": "AK", "over": "NV"},
+            {"rule": "drop_copies", "keep": ["test", "train", "validation"]},
+        ),
+    )
     assert len(frame) == len(broken)
-    assert counts == [10]
+    assert counts == [3, 6, 10]
     assert all(len(of_id) == 1 for of_id in labels(frame).values())
     kept = frame[frame["label"].notna()].set_index("image_id")
     assert kept.loc[["ISIC_0000002", "ISIC_0000010", "ISIC_0000011"], "split"].tolist() == ["test"] * 3
@@ -85,8 +92,15 @@ def test_one_copy_is_kept_and_the_others_keep_their_row(broken: pd.DataFrame) ->
     dropped = frame[schema.dropped(frame)]
     assert len(dropped) == 10
     assert dropped["split"].isna().all()
-    assert "dropped (was NV, train): because" in set(dropped["changes"])
+    assert "label NV became AK: because; dropped (was AK, train): because" in set(dropped["changes"])
     assert len(schema.usable(frame, "all")) == len(kept)
+
+
+def test_copies_under_labels_that_no_rule_has_settled_stay(broken: pd.DataFrame) -> None:
+    frame, counts = resolve.resolve(broken, rules({"rule": "drop_copies"}))
+    assert counts == [1]  # the same bytes twice under nevus
+    assert labels(frame)["ISIC_0000000"] == ["MEL", "SK"]
+    assert labels(frame)["ISIC_0000010"] == ["AK", "NV"]
 
 
 def test_images_are_dropped_by_label_or_by_id(broken: pd.DataFrame) -> None:

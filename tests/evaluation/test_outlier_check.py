@@ -32,7 +32,11 @@ def rows(predictor: Predictor, lesion_pixels: np.ndarray) -> dict[str, dict[str,
         "chessboards": np.repeat(np.indices((3, size, size)).sum(axis=0)[..., None] % 2 * 255, 3, axis=-1).astype("u1"),
         "nothing": np.zeros((0, size, size, 3), dtype=np.uint8),
     }
-    found = outlier_check.check(predictor, lesion_pixels[300:], 5, others)
+    known = predictor.predict(lesion_pixels[300:])["outlier_score"]
+    groups = np.arange(100)
+    found = outlier_check.check(
+        predictor, (np.array(known), groups), lesion_pixels[300:350], groups[:50] // 2, 5, others
+    )
     return {row["kind"]: row for row in found}
 
 
@@ -50,6 +54,8 @@ def test_intervals_are_exact_and_every_picture_counts(
     rows: dict[str, dict[str, Any]], predictor: Predictor, lesion_pixels: np.ndarray
 ) -> None:
     assert rows["dermoscopy"]["n"] == 100
+    assert rows["dermoscopy upside down"]["n"] == 50
+    assert rows["dermoscopy upside down"]["rejected"]["method"] == "exact binomial over groups"
     scores = outliers.scores(lesion_pixels[300:], predictor.bundle.manifest["outliers"])
     found = rows["dermoscopy"]["rejected"]
     exact = binomtest(int((scores > 1).sum()), 100).proportion_ci(method="exact")

@@ -1,5 +1,7 @@
 """An evaluation of the generated lesions, from the catalog to its files."""
 
+import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from melanoma import bundle as bundles
@@ -16,7 +20,7 @@ from melanoma.catalog import build, schema
 from melanoma.catalog import split as splitting
 from melanoma.config import EvaluateConfig
 from melanoma.errors import InputError
-from melanoma.evaluation.run import evaluate, evaluate_frame
+from melanoma.evaluation.run import digest, evaluate, evaluate_frame, leak_warning
 
 TWICE = [f"image-{i}" for i in range(72)]
 
@@ -66,7 +70,8 @@ def test_subgroups_are_those_columns_that_tell_images_apart(metrics: dict[str, A
 
 def test_at_most_so_many_images_are_changed_and_checked_for_outliers(metrics: dict[str, Any]) -> None:
     assert metrics["stability"]["n"] == 6
-    assert (metrics["outliers"][0]["kind"], metrics["outliers"][0]["n"]) == ("dermoscopy", 6)
+    assert (metrics["outliers"][0]["kind"], metrics["outliers"][0]["n"]) == ("dermoscopy", 36)
+    assert (metrics["outliers"][1]["kind"], metrics["outliers"][1]["n"]) == ("dermoscopy upside down", 6)
 
 
 def test_another_bundle_is_taken_at_its_own_threshold(
@@ -138,3 +143,43 @@ def test_pictures_that_are_not_there_are_refused(
     refused = command("evaluate", bundle_path, catalog, "--out", tmp_path, "--others", tmp_path / "nowhere")
     assert (refused.code, refused.out) == (2, "")
     assert "no dermoscopy cannot be read" in refused.err
+
+
+def test_pictures_of_the_users_own_are_checked_and_broken_files_left_out(
+    bundle_path: Path, catalog: Path, lesion: Callable[..., bytes], tmp_path: Path
+) -> None:
+    for folder in ("one/photographs", "two/photographs"):
+        (tmp_path / folder).mkdir(parents=True)
+        for seed in range(3):
+            (tmp_path / folder / f"{seed}.png").write_bytes(lesion("NV", seed, format="PNG"))
+        (tmp_path / folder / "broken.png").write_bytes(b"not a picture")
+    folders = [str(tmp_path / folder / "photographs") for folder in ("one", "two")]
+    found = evaluated(bundle_path, catalog, tmp_path / "out", stability_images=0, others=tuple(folders))
+    assert "stability" not in found
+    assert [row["n"] for row in found["outliers"] if row["kind"] in folders] == [3, 3]
+
+
+@pytest.mark.parametrize("column", ["patient_id", "lesion_id", "thumbnail"])
+def test_no_patient_is_named_by_a_subgroup(bundle_path: Path, catalog: Path, tmp_path: Path, column: str) -> None:
+    with pytest.raises(InputError, match=f"no column '{column}' to measure by"):
+        evaluated(bundle_path, catalog, tmp_path / "out", by=(column,))
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_other_photographs_of_a_lesion_that_was_learned_are_a_leak(bundle: Bundle, catalog: Path) -> None:
+    rows = schema.read(str(catalog)).head(4)
+    rows["lesion_id"] = pd.Series(["HAM_0000001", "7", "8", None], index=rows.index, dtype=object)
+    seen = pq.read_table(io.BytesIO(bundle.training_images)).to_pandas().head(2)
+    seen["split"] = "train"
+    seen["lesion_id_sha256"] = [digest("HAM_0000001"), digest(f"{rows['source'].iloc[0]}/8")]
+    seen["patient_id_sha256"] = [None, None]
+
+    def warning(table: pd.DataFrame) -> str | None:
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pandas(table), buffer)
+        return leak_warning(dataclasses.replace(bundle, training_images=buffer.getvalue()), rows)
+
+    assert "Leaked: 2 of these 4 images" in str(warning(seen))
+    seen["lesion_id_sha256"] = [digest("elsewhere/8"), None]  # another hospital's 8
+    assert warning(seen) is None
+    assert warning(seen.drop(columns=["lesion_id_sha256", "patient_id_sha256"])) is None
