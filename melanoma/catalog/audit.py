@@ -84,13 +84,11 @@ def read_reference(uri: str) -> dict[str, str]:
     """
     uri = storage.normalize(uri)
     try:
-        table = build._read_manifest(uri)
+        table = build.read_manifest(uri)
     except OSError as error:
         raise InputError(f"The reference {uri} cannot be read: {error}") from None
-    names = {
-        ours: next((n for n in build._COLUMNS[ours] if n in table.columns), None) for ours in ("image_id", "label")
-    }
-    one_hot = [name for name in build._ONE_HOT if name in table.columns]
+    names = build.columns_of(table)
+    one_hot = [name for name in build.ONE_HOT if name in table.columns]
     if names["image_id"] is None or (names["label"] is None and not one_hot):
         raise InputError(
             f"The reference {uri} needs a column image_id (or image) and a column label (or one column a class): its "
@@ -100,7 +98,7 @@ def read_reference(uri: str) -> dict[str, str]:
     disputed: set[str] = set()
     for record in table.to_dict("records"):
         value = record[names["image_id"]]
-        label = build._label(record, names["label"], one_hot, uri)
+        label = build.label_of_record(record, names["label"], one_hot, uri)
         if label is None or value is None or value != value:
             continue
         image_id = taxonomy.image_id_of(str(value).strip())

@@ -28,7 +28,7 @@ _SPLIT_WORDS = {
 }
 # What the tables of the field call a column. HAM10000: image_id, dx. ISIC 2019: image and one column a class.
 # ISIC 2020: image_name, patient_id, diagnosis, target. ISIC archive: isic_id, diagnosis.
-_COLUMNS = {
+COLUMNS = {
     "path": ("path", "uri", "file", "filename", "file_name"),
     "image_id": ("image_id", "image", "image_name", "isic_id"),
     "label": ("label", "dx", "isic2019_label", "diagnosis"),
@@ -40,7 +40,7 @@ _COLUMNS = {
     "anatomic_site": ("anatomic_site", "localization", "anatom_site_general", "anatom_site_general_challenge"),
 }
 _KNOWN_OF_AN_IMAGE = ("lesion_id", "patient_id", "age", "sex", "anatomic_site")
-_ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC")
+ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC")
 _HASHED_SIZE = 128  # pixels a side of the squashed picture that the perceptual hash is taken from
 
 
@@ -146,7 +146,8 @@ def _rows_of_class_folders(source: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_manifest(source: str) -> pd.DataFrame:
+def read_manifest(source: str) -> pd.DataFrame:
+    """The table at `source`, all words and None. Raises InputError where it is none, OSError where it is not there."""
     if source.lower().endswith(".parquet"):
         return schema.to_frame(storage.read_table(source))
     data = storage.read_bytes(source)
@@ -158,10 +159,10 @@ def _read_manifest(source: str) -> pd.DataFrame:
 
 
 def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
-    table = _read_manifest(source)
+    table = read_manifest(source)
     folder = storage.parent(source)
-    columns = _columns_of(table)
-    one_hot = [name for name in _ONE_HOT if name in table.columns]
+    columns = columns_of(table)
+    one_hot = [name for name in ONE_HOT if name in table.columns]
     if columns["path"] is None and columns["image_id"] is None:
         raise InputError(
             f"The manifest {source} has neither a column 'path' nor 'image_id': its columns are "
@@ -189,7 +190,7 @@ def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
             row["uri"] = by_id.get(image_id or "") or by_id.get(taxonomy.image_id_of(image_id or ""))
             row["error"] = None if row["uri"] else f"No image of this id lies below {folder}."
         row["image_id"] = taxonomy.image_id_of(image_id or path or "")
-        row["label"] = _label(record, columns["label"], one_hot, source)
+        row["label"] = label_of_record(record, columns["label"], one_hot, source)
         row |= _known_of_an_image(record, columns)
         split = _text(record, columns["split"])
         if split is not None and split.lower() not in _SPLIT_WORDS:
@@ -199,9 +200,9 @@ def _rows_of_manifest(source: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _columns_of(table: pd.DataFrame) -> dict[str, str | None]:
+def columns_of(table: pd.DataFrame) -> dict[str, str | None]:
     """What the table calls each of our columns; None where it has no such column."""
-    return {ours: next((name for name in names if name in table.columns), None) for ours, names in _COLUMNS.items()}
+    return {ours: next((name for name in names if name in table.columns), None) for ours, names in COLUMNS.items()}
 
 
 def _text(record: dict[Hashable, Any], column: str | None) -> str | None:
@@ -215,7 +216,11 @@ def _known_of_an_image(record: dict[Hashable, Any], columns: dict[str, str | Non
     return {**known, "age": _age(words["age"])}
 
 
-def _label(record: dict[Hashable, Any], column: str | None, one_hot: list[str], source: str) -> str | None:
+def label_of_record(record: dict[Hashable, Any], column: str | None, one_hot: list[str], source: str) -> str | None:
+    """The label of a row of a table, by its label `column` or its `one_hot` columns; None where it says none.
+
+    Raises InputError, naming the table `source`, for a word that is no diagnosis.
+    """
     if column is None:
         hot = [name for name in one_hot if _is_one(record[name], name, source)]
         return taxonomy.challenge_label_of(hot[0]) if len(hot) == 1 else None
@@ -243,10 +248,10 @@ def _age(word: str | None) -> float | None:
 def _add_metadata(rows: list[dict[str, Any]], source: str) -> None:
     """Fill in what a metadata table knows of the images with its ids, and the rows do not."""
     try:
-        table = _read_manifest(source)
+        table = read_manifest(source)
     except OSError as error:
         raise InputError(f"The metadata {source} cannot be read: {error}") from None
-    columns = _columns_of(table)
+    columns = columns_of(table)
     if columns["image_id"] is None or not any(columns[name] for name in _KNOWN_OF_AN_IMAGE):
         raise InputError(
             f"The metadata {source} needs a column image_id and one of {', '.join(_KNOWN_OF_AN_IMAGE)}: its columns "

@@ -78,7 +78,8 @@ _METHODS = {
     EXACT: "exact binomial interval of Clopper and Pearson: every image is a group of its own",
     EXACT_CLUSTERED: "the exact binomial interval at the effective number of independent images, because images of one "
     "group resemble each other (Korn and Graubard 1998)",
-    BOOTSTRAP: "percentile bootstrap that draws whole groups with replacement, {resamples:,} times",
+    BOOTSTRAP: "percentile bootstrap that draws whole groups with replacement, {resamples:,} times: approximate; by "
+    "simulation it holds the true AUC in 94% of cases, and for the other figures that was not tried",
     JOINT: "the exact binomial intervals of sensitivity and specificity, each at such a level (97.5%) that both hold "
     "together with 95%; by Bayes' rule, and a little wider than they need be",
 }

@@ -48,8 +48,8 @@ def train(
     """Train as configured and write the bundle to `config.out`, on the cluster that `cluster.connect` finds or starts.
 
     `on_epoch` is given the figures of each epoch, `on_distribution` the classes before and after balancing, `say` one
-    line a step. Raises InputError before anything is trained
-    where the catalog, the augmentations or the number of workers cannot be used; MelanomaError when training fails.
+    line a step. Raises InputError before anything is trained where the catalog, the augmentations, the operating point
+    or the number of workers cannot be used; MelanomaError when training fails.
     """
     frame = check(config)
     if config.run_name is None:
@@ -256,7 +256,7 @@ def _claim(config: TrainConfig, name: str, images: np.ndarray, splits: dict[str,
         elif storage.read_json(uri) != mine:
             raise InputError(
                 f"The run {name} in {config.checkpoints} was begun with another configuration or other images: choose "
-                "another run_name, or none."
+                "another run_name, or none, or another place for checkpoints."
             )
     except OSError as error:
         raise InputError(f"The checkpoints cannot be written to {config.checkpoints}: {error}") from None

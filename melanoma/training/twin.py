@@ -24,7 +24,7 @@ EXPLANATION = (
     "photograph, then lie on both sides of it, so its validation figure says how well the network remembers, and not "
     "how well it does on new patients."
 )
-_FIGURES = ("n", "n_melanoma", "accuracy", "balanced_accuracy", "melanoma_auc")
+FIGURES = ("n", "n_melanoma", "accuracy", "balanced_accuracy", "melanoma_auc")
 
 
 def leaked_splits(
@@ -55,4 +55,4 @@ def figures(probabilities: np.ndarray, labels: Sequence[str], groups: Sequence[s
         image_id="", group_id=list(groups), label=list(labels), threshold=0.5
     )
     metrics = compute_metrics(table.assign(p_melanoma=table[f"p_{taxonomy.MELANOMA}"]), seed=seed)
-    return {name: metrics[name] for name in _FIGURES}
+    return {name: metrics[name] for name in FIGURES}
