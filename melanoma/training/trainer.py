@@ -360,7 +360,7 @@ def _write_bundle(
     report = evaluation.evaluate_frame(calibrated_bundle, frame, measured, config.catalog, seed=config.seed)
     # The figures alone: the curves and tables lie in evaluation/metrics.json beside it.
     figures = {name: report.metrics[name] for name in ("n", "n_melanoma", "leak_warning", "recall")}
-    figures |= {name: value for name, value in report.metrics.items() if isinstance(value, dict) and "low" in value}
+    figures |= {name: value for name, value in report.metrics.items() if isinstance(value, dict) and "value" in value}
     draft["metrics"] = {"split": measured, **figures}
     files |= {f"evaluation/{name}": data for name, data in report.files.items()}
     try:
