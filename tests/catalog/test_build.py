@@ -368,7 +368,7 @@ def test_a_manifest_in_a_bucket(s3: LocalS3, bucket: str, images: Path) -> None:
 # --- real images -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("MELANOMA_DATA" not in os.environ, reason="MELANOMA_DATA names no real images")
+@pytest.mark.skipif(not os.environ.get("MELANOMA_DATA"), reason="MELANOMA_DATA names no real images")
 def test_200_images_of_ham10000(tmp_path: Path) -> None:
     folder = Path(os.environ["MELANOMA_DATA"]) / "ham10000"
     table = pd.read_csv(folder / "metadata.csv", nrows=200)
