@@ -195,8 +195,7 @@ def _print_distribution(frame: "pd.DataFrame") -> None:
     for label in sorted(frame["label"].dropna().unique()):
         rows = frame[frame["label"] == label]
         counts = [int((rows["split"] == s).sum()) for s in splits[:-1]] + [int(rows["split"].isna().sum())]
-        name = " or ".join(taxonomy.NAMES[code] for code in taxonomy.codes_of(label))
-        table.add_row(f"{label} ({name})", *map(str, counts), str(len(rows)))
+        table.add_row(f"{label} ({taxonomy.name_of(label)})", *map(str, counts), str(len(rows)))
     answer.print(table)
 
 

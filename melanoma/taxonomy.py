@@ -88,6 +88,11 @@ def codes_of(label: str) -> tuple[str, ...]:
     return codes
 
 
+def name_of(label: str) -> str:
+    """``"AK|SCC"`` gives "actinic keratosis or squamous cell carcinoma"."""
+    return " or ".join(NAMES[code] for code in codes_of(label))
+
+
 def merged_classes(labels: Iterable[str], among: Iterable[str] = CODES) -> tuple[str, ...]:
     """The classes of a set with these labels, where codes that one label joins are one class.
 

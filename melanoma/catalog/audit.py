@@ -14,11 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from scipy.cluster.hierarchy import DisjointSet
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from melanoma import storage, taxonomy
-from melanoma.catalog import build, near_duplicates, properties, schema
+from melanoma.catalog import build, groups, near_duplicates, properties, schema
 from melanoma.catalog.near_duplicates import Pair
 from melanoma.errors import InputError
 
@@ -44,8 +42,8 @@ def read(catalogs: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """
     frame = pd.concat([schema.read(uri).assign(catalog=storage.normalize(uri)) for uri in catalogs], ignore_index=True)
     stored = list(zip(frame["catalog"], frame["group_id"], strict=True))
-    groups = DisjointSet(stored)
-    numbers = (_of_source(frame, name) for name in ("lesion_id", "patient_id"))
+    merged = DisjointSet(stored)
+    numbers = (groups.number_keys(frame, name) for name in ("lesion_id", "patient_id"))
     said = list(zip(frame["label"], frame["split"], *numbers, strict=True))
     repeats: list[int] = []
     known = frame[frame["uri"].notna()]
@@ -63,17 +61,9 @@ def read(catalogs: Sequence[str]) -> tuple[pd.DataFrame, int]:
                 continue
             repeats.append(index)
             if stored[index][1] and stored[other][1]:
-                groups.merge(stored[index], stored[other])
-    frame["group_id"] = ["/".join(groups[group]) if group[1] else None for group in stored]
+                merged.merge(stored[index], stored[other])
+    frame["group_id"] = ["/".join(merged[group]) if group[1] else None for group in stored]
     return frame.drop(index=repeats).reset_index(drop=True), len(repeats)
-
-
-def _of_source(frame: pd.DataFrame, name: str) -> list[str | None]:
-    """What tells the lesions or patients of a catalog apart; None where they are not known."""
-    return [
-        taxonomy.number_identity(value, source) if value else None
-        for source, value in zip(frame["source"], frame[name], strict=True)
-    ]
 
 
 def read_reference(uri: str) -> dict[str, str]:
@@ -227,19 +217,17 @@ class _Joined:
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        self.image_ids = [
-            None if not i else taxonomy.identity(i, uri) for i, uri in zip(frame["image_id"], frame["uri"], strict=True)
-        ]
+        self.image_ids = groups.image_keys(frame)
         self.sha256 = [value or None for value in frame["sha256"]]
         self.pairs: list[Pair] = near_duplicates.find(frame)
         stored = [value or None for value in frame["group_id"]]
-        lesion, patient = (_of_source(frame, name) for name in ("lesion_id", "patient_id"))
+        lesion, patient = (groups.number_keys(frame, name) for name in ("lesion_id", "patient_id"))
         count = len(frame)
-        same = _components(count, [self.image_ids, self.sha256])
+        same = groups.components(count, [self.image_ids, self.sha256])
         # Those that are joined by pictures only: what has the same bytes is no near-duplicate.
-        self._near = _components(count, [self.sha256], self.pairs)
-        self.picture = _components(count, [self.image_ids, self.sha256], self.pairs)
-        self.group = _components(count, [self.image_ids, self.sha256, lesion, patient, stored], self.pairs)
+        self._near = groups.components(count, [self.sha256], self.pairs)
+        self.picture = groups.components(count, [self.image_ids, self.sha256], self.pairs)
+        self.group = groups.components(count, [self.image_ids, self.sha256, lesion, patient, stored], self.pairs)
         paired = {int(self._near[place]) for pair in self.pairs for place in (pair.first, pair.second)}
         self._keys: dict[str, Sequence[tuple[Any, ...]]] = {
             "image_id": _single(self.image_ids),
@@ -266,28 +254,13 @@ class _Joined:
         return reason != "near-duplicate" or self.sha256[first] is None or self.sha256[first] != self.sha256[second]
 
     def known(self, row: int, reason: str) -> list[str]:
-        return [str(key).partition("/")[2] for key in self._keys[reason][row]]
+        """The lesions or patients of a row, without the source that a number counts in."""
+        return [str(key).partition("/")[2] or str(key) for key in self._keys[reason][row]]
 
     def pairs_among(self, rows: Iterable[int]) -> list[Pair]:
         wanted = set(rows)
         found = [pair for number in {int(self.picture[row]) for row in wanted} for pair in self._pairs_of[number]]
         return sorted(pair for pair in found if pair.first in wanted and pair.second in wanted)
-
-
-def _components(count: int, keys: Sequence[_Keys], pairs: Sequence[Pair] = ()) -> np.ndarray:
-    """The number of the component of each of `count` rows, where equal keys and pairs join: int [count]."""
-    firsts, seconds, nodes = [], [], count
-    for values in keys:
-        # Each key is a node of its own, so that a thousand equal ones are a thousand edges and not half a million.
-        numbers: dict[Any, int] = {}
-        rows = [row for row, value in enumerate(values) if value is not None]
-        firsts += rows
-        seconds += [nodes + numbers.setdefault(values[row], len(numbers)) for row in rows]
-        nodes += len(numbers)
-    firsts += [pair.first for pair in pairs]
-    seconds += [pair.second for pair in pairs]
-    graph = coo_matrix((np.ones(len(firsts), np.int8), (firsts, seconds)), shape=(nodes, nodes))
-    return connected_components(graph, directed=False)[1][:count]
 
 
 def _single(values: _Keys) -> list[tuple[Any, ...]]:

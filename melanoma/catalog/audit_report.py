@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich.console import Console
 from rich.table import Table
 
-from melanoma import storage, taxonomy
+from melanoma import page, storage
 from melanoma.catalog import audit, properties
 from melanoma.imaging.decode import ImageError, Limits, decode_image
 
@@ -78,15 +77,8 @@ def _picture(uri: str) -> str | None:
 
 
 def _html(answer: Mapping[str, Any], pictures: Mapping[str, str | None]) -> str:
-    # autoescape must be on by hand: Jinja's own choice goes by the file name, and .j2 is not on its list.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": "{:,}".format, "label": label_name, "match": _match, "percent": "{:.0%}".format}
+    environment = page.environment(Path(__file__).parent)
+    environment.filters |= {"match": _match, "percent": "{:.0%}".format}
     return environment.get_template("audit.html.j2").render(
         answer=answer,
         summary=answer["summary"],
@@ -102,11 +94,6 @@ def _html(answer: Mapping[str, Any], pictures: Mapping[str, str | None]) -> str:
         fewest_groups=properties.FEWEST_GROUPS,
         warning_above=properties.WARNING_ABOVE,
     )
-
-
-def label_name(label: str) -> str:
-    """``"BKL|SK"`` gives "pigmented benign keratosis or seborrheic keratosis"."""
-    return " or ".join(taxonomy.NAMES[code] for code in taxonomy.codes_of(label))
 
 
 def _match(finding: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Who may not be split apart: same id, same bytes, near-duplicate picture, same lesion, same patient."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from melanoma import taxonomy
-from melanoma.catalog.near_duplicates import find
+from melanoma.catalog.near_duplicates import Pair, find
 
 
 def group_ids(frame: pd.DataFrame) -> list[str]:
@@ -18,16 +18,9 @@ def group_ids(frame: pd.DataFrame) -> list[str]:
 
     The id comes from the members' content, so it depends neither on the order of the rows nor on their location.
     """
-    count = len(frame)
-    ids = [i and taxonomy.identity(i, uri) for i, uri in zip(frame["image_id"], frame["uri"], strict=True)]
-    edges = [edge for values in (pd.Series(ids, dtype=object), frame["sha256"]) for edge in _same(values)]
-    for column in ("lesion_id", "patient_id"):
-        own = [v and taxonomy.number_identity(v, s) for s, v in zip(frame["source"], frame[column], strict=True)]
-        edges += list(_same(pd.Series(own, dtype=object)))
-    edges += [(pair.first, pair.second) for pair in find(frame)]
-    rows, columns = np.array(edges, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(count, count))
-    component = connected_components(graph, directed=False)[1]
+    sha256 = [value or None for value in frame["sha256"]]
+    lesions, patients = (number_keys(frame, column) for column in ("lesion_id", "patient_id"))
+    component = components(len(frame), [image_keys(frame), sha256, lesions, patients], find(frame))
     # Named after the least digest in it; one whose bytes nobody has seen after its id, or else its place.
     keys = [
         (not sha256, sha256 or image_id or uri or "")
@@ -39,8 +32,36 @@ def group_ids(frame: pd.DataFrame) -> list[str]:
     return [names[number] for number in component.tolist()]
 
 
-def _same(values: pd.Series) -> Iterator[tuple[int, int]]:
-    first: dict[str, int] = {}
-    for index, value in enumerate(values):
-        if value is not None and value == value and value != "":
-            yield first.setdefault(value, index), index
+def image_keys(frame: pd.DataFrame) -> list[str | None]:
+    """What tells the photographs of a catalog apart by their ids; None where there is none."""
+    return [
+        taxonomy.identity(image_id, uri) if image_id else None
+        for image_id, uri in zip(frame["image_id"], frame["uri"], strict=True)
+    ]
+
+
+def number_keys(frame: pd.DataFrame, column: str) -> list[str | None]:
+    """What tells the lesions or patients (`column`) of a catalog apart; None where they are not known."""
+    return [
+        taxonomy.number_identity(value, source) if value else None
+        for source, value in zip(frame["source"], frame[column], strict=True)
+    ]
+
+
+def components(count: int, keys: Sequence[Sequence[Hashable]], pairs: Sequence[Pair] = ()) -> np.ndarray:
+    """int [count]: the number of the component of each row, where equal keys and pairs join.
+
+    Each of `keys` has one value a row; None joins nothing.
+    """
+    firsts, seconds, nodes = [], [], count
+    for values in keys:
+        # Each key is a node of its own, so that a thousand equal ones are a thousand edges and not half a million.
+        numbers: dict[Hashable, int] = {}
+        rows = [row for row, value in enumerate(values) if value is not None]
+        firsts += rows
+        seconds += [nodes + numbers.setdefault(values[row], len(numbers)) for row in rows]
+        nodes += len(numbers)
+    firsts += [pair.first for pair in pairs]
+    seconds += [pair.second for pair in pairs]
+    graph = coo_matrix((np.ones(len(firsts), np.int8), (firsts, seconds)), shape=(nodes, nodes))
+    return np.asarray(connected_components(graph, directed=False)[1][:count])

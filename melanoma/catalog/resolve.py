@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import BeforeValidator, Field, model_validator
-from scipy.cluster.hierarchy import DisjointSet
 
 from melanoma import taxonomy
+from melanoma.catalog import groups
 from melanoma.config import Model
 
 
@@ -143,12 +143,8 @@ def _apply(frame: pd.DataFrame, rule: Rule) -> int:
 
 def _copies(frame: pd.DataFrame) -> list[list[int]]:
     """The index labels of the rows of each photograph that has several."""
-    photographs = DisjointSet(frame.index.tolist())
-    first: dict[str, int] = {}
-    for row, image_id, uri, sha256 in zip(frame.index, frame["image_id"], frame["uri"], frame["sha256"], strict=True):
-        for key in filter(None, (image_id and taxonomy.identity(image_id, uri), sha256)):
-            photographs.merge(first.setdefault(key, row), row)
-    return [sorted(rows) for rows in photographs.subsets() if len(rows) > 1]
+    photograph = groups.components(len(frame), [groups.image_keys(frame), frame["sha256"].tolist()])
+    return [rows for rows in pd.Series(frame.index).groupby(photograph).agg(list) if len(rows) > 1]
 
 
 def _named(frame: pd.DataFrame, label: str | None, image_ids: tuple[str, ...] | None) -> pd.Series:

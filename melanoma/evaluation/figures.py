@@ -20,15 +20,10 @@ from melanoma.evaluation.calibration import CALIBRATION_BINS, bin_of
 from melanoma.evaluation.intervals import Bools, Floats, Ints, proportion
 from melanoma.evaluation.predictions import is_melanoma
 from melanoma.evaluation.roc import roc
-from melanoma.taxonomy import NAMES, codes_of
+from melanoma.taxonomy import name_of
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6b76"
 _STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
-
-
-def class_name(label: str) -> str:
-    """``"AK|SCC"`` gives "actinic keratosis or squamous cell carcinoma"."""
-    return " or ".join(NAMES[code] for code in codes_of(label))
 
 
 def figure_png(figure: Figure) -> bytes:
@@ -65,7 +60,7 @@ def confusion_figure(metrics: Mapping[str, Any]) -> Figure:
                 fontweight="bold" if row == column else "normal",
                 color="white" if share > 0.65 else "black",
             )
-        names = [textwrap.fill(f"{class_name(c)} ({c})", 30) for c in classes]
+        names = [textwrap.fill(f"{name_of(c)} ({c})", 30) for c in classes]
         names = [f"{name}\nno images" if total == 0 else name for name, total in zip(names, totals[:, 0], strict=True)]
         axes.set_yticks(range(len(classes)), names, fontsize=10.5)
         axes.set_xticks(range(len(classes)), [c.replace("|", "|\n") for c in classes])
@@ -232,7 +227,7 @@ def class_distribution_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes.barh(at, shares, height=0.25, color=color, hatch=hatch, edgecolor="white", label=name)
             for y, share in zip(at, shares, strict=True):
                 axes.text(share, y, f" {share:.1%}", va="center", fontsize=9)
-        axes.set_yticks(places, [textwrap.fill(class_name(row["label"]), 24) for row in rows], fontsize=10.5)
+        axes.set_yticks(places, [textwrap.fill(name_of(row["label"]), 24) for row in rows], fontsize=10.5)
         axes.set_ylim(len(rows) - 0.45, -0.55)
         axes.margins(x=0.12)
         axes.tick_params(axis="y", length=0)

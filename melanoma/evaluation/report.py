@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from melanoma import page
 from melanoma.evaluation.decision import JOINT
 from melanoma.evaluation.figures import (
     class_distribution_figure,
-    class_name,
     confusion_figure,
     decision_curve_figure,
     figure_png,
@@ -193,19 +192,10 @@ def _html(
     about: Mapping[str, Any],
     figures: Mapping[str, bytes],
 ) -> str:
-    # autoescape must be on by hand: Jinja's own choice goes by the file name, and .j2 is not on its list.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page.environment(Path(__file__).parent)
     environment.filters |= {
         "percent": percent,
-        "count": "{:,}".format,
         "value": _value,
-        "class_name": class_name,
         "words": _words,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
     }

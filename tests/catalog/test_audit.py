@@ -142,6 +142,12 @@ def test_a_leak_by_a_chain_over_an_image_in_no_split() -> None:
     assert {n: c for n, c in answer["leaks"]["by_splits"][0]["by"].items() if c} == {"any": 1}
 
 
+@pytest.mark.parametrize("number", ["HAM_0000118", "7"])
+def test_a_finding_names_the_lesion_as_the_catalog_does(number: str) -> None:
+    answer = examine(with_cells(apart(), split=("train", "test"), lesion_id=(number, number)))
+    assert [image["lesion_id"] for image in answer["leaks"]["findings"][0]["images"]] == [[number]] * 2
+
+
 def test_lesions_and_patients_go_with_the_photograph() -> None:
     """Neither image of rows 0 and 1 has a lesion, but others of their ids have, and these are of one."""
     ids = ("ISIC_0000001", "ISIC_0000002", "ISIC_0000001", "ISIC_0000002")

@@ -134,3 +134,9 @@ def test_numbers_of_two_folders_are_two_photographs_but_isic_ids_are_not() -> No
     one, two, three, four = group_ids(frame.where(frame.notna(), None))
     assert one != two
     assert three == four
+
+
+@pytest.mark.parametrize(("column", "number"), [("lesion_id", "HAM_0000118"), ("patient_id", "IP_7279968")])
+def test_numbers_of_isic_join_over_sources_and_those_of_hospitals_do_not(column: str, number: str) -> None:
+    rows = [{"source": source, column: value} for value in (number, "7") for source in ("one", "two")]
+    assert partition(group_ids(catalog(*rows))) == {frozenset({0, 1}), frozenset({2}), frozenset({3})}
