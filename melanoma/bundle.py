@@ -25,6 +25,9 @@ from melanoma.errors import InputError
 from melanoma.imaging.decode import PREPROCESSING
 from melanoma.outliers import MODEL_KEYS
 
+REFERENCE = Path(__file__).parent / "reference"
+"""The bundle that comes with the program, and is used where none is named. A checkout may lack it."""
+
 SCHEMA = 1
 _MANIFEST = "bundle.json"
 _MODEL = "model.keras"
@@ -48,6 +51,11 @@ class Bundle:
     @property
     def input_size(self) -> int:
         return int(self.manifest["input_size"])
+
+    @property
+    def test_time_flips(self) -> int:
+        """In how many orientations an image is predicted, see melanoma.predictor; 1 is as it stands."""
+        return int(self.manifest.get("test_time_flips", 1))
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -76,8 +84,15 @@ def write(uri: str, manifest: dict[str, Any], files: Mapping[str, bytes]) -> Bun
     return Bundle(sealed, files[_MODEL], files[_TRAINING_IMAGES])
 
 
-def load(uri: str) -> Bundle:
-    """Read and verify a bundle. Raises InputError with what is wrong: missing, changed, or not for this code."""
+def load(uri: str | None) -> Bundle:
+    """Read and verify a bundle; None is the reference bundle.
+
+    Raises InputError with what is wrong: missing, changed, or not for this code.
+    """
+    if uri is None:
+        if not REFERENCE.exists():
+            raise InputError("No bundle was named: give one with --bundle, or train one with `melanoma train`.")
+        uri = str(REFERENCE)
     root = storage.normalize(uri)
     try:
         raw = storage.read_bytes(storage.join(root, _MANIFEST))

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,8 @@ from melanoma.errors import InputError, MelanomaError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from melanoma.explain import Explainer
+    from melanoma.predictor import Predictor
     from melanoma.training.plan import ClassShare
 
 app = typer.Typer(
@@ -41,7 +43,10 @@ answer = Console(highlight=False, markup=False, soft_wrap=True, width=_WIDTH)
 progress_console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-BundleOption = Annotated[str | None, typer.Option("--bundle", help="The model: a folder or an s3:// URI.")]
+BundleOption = Annotated[
+    str | None,
+    typer.Option("--bundle", help="The model: a folder or an s3:// URI. Default: the reference that comes with this."),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -205,19 +210,23 @@ def split(
     output: Annotated[str, typer.Option("--output", "-o", help="The catalog to write (Parquet).")],
     validation: Annotated[float, typer.Option(help="Share of the images for validation.")] = 0.15,
     test: Annotated[
-        float | None, typer.Option(help="Share for test; default 0.15, or 0 where the catalog brings a test split.")
+        float | None, typer.Option(help="Share for test; default 0.15, or 0 where a brought test split is kept.")
     ] = None,
+    given_test: Annotated[
+        Literal["keep", "aside"],
+        typer.Option(help="A test split that the catalog brings is kept, or its groups are in no split."),
+    ] = "keep",
     seed: Annotated[int, typer.Option(help="Decides which group goes where.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Deal the groups of a catalog to train, validation and test, stratified by label, and freeze it."""
+    """Deal the groups of a catalog to train, validation and test, stratified by source and label, and freeze it."""
     from melanoma.catalog import schema
     from melanoma.catalog import split as splitting
 
     frame = schema.read(source)
     if test is None:
-        test = 0.0 if (schema.usable(frame, "all")["split"] == "test").any() else 0.15
-    result = splitting.split(frame, validation, test, seed)
+        test = 0.0 if given_test == "keep" and not schema.usable(frame, "test").empty else 0.15
+    result = splitting.split(frame, validation, test, seed, given_test)
     _write_catalog(output, result, schema.write)
     summary = _summary(result)
     if as_json:
@@ -302,6 +311,27 @@ def run_ablation(settings: config.AblationConfig) -> None:
     answer.print(f"Figures: {settings.out}/ablation.json, table: {settings.out}/ablation.md")
 
 
+def run_tune(settings: config.TuneConfig) -> None:
+    """What jobs/tune.py calls."""
+    _import_tensorflow()
+    from melanoma.training import search
+
+    answer.print(search.markdown(search.run(settings, say), settings.scheduler.metric))
+    answer.print(
+        f"Figures: {settings.out}/search.json, table: {settings.out}/search.md, best configuration: "
+        f"{settings.out}/best.yaml"
+    )
+
+
+def run_recipes(settings: config.RecipesConfig) -> None:
+    """What jobs/recipes.py calls."""
+    _import_tensorflow()
+    from melanoma.training import recipes
+
+    answer.print(recipes.table(recipes.run(settings, say)))
+    answer.print(f"Figures: {settings.out}/recipes.json, table: {settings.out}/recipes.md")
+
+
 def say_epoch(settings: config.TrainConfig) -> Callable[[dict[str, float]], None]:
     def line(metrics: dict[str, float]) -> None:
         say(
@@ -320,6 +350,9 @@ def evaluate(
     catalog: Annotated[str, typer.Argument(metavar="CATALOG")],
     out: Annotated[str, typer.Option(help="Folder or s3:// URI of the report.")],
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    source: Annotated[
+        list[str] | None, typer.Option(help="Measure only images of this source; may be given again. Default: all.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     by: Annotated[
         list[str] | None,
@@ -343,6 +376,7 @@ def evaluate(
         catalog=catalog,
         out=out,
         split=split,
+        sources=source or None,
         seed=seed,
         by=by or None,
         against=against,
@@ -403,11 +437,13 @@ def predict(
 ) -> int:
     """Score single images and print the probabilities, the alert level and what it means."""
     from melanoma.bundle import load
+    from melanoma.explain import Explainer
     from melanoma.predictor import Predictor, predict_bytes
 
-    loaded = load(_bundle(bundle))
+    loaded = load(bundle)
     _import_tensorflow()
     predictor = Predictor(loaded)
+    explainer = Explainer(loaded) if explain else None
     answers = []
     for image in images:
         uri = storage.normalize(image)
@@ -416,39 +452,45 @@ def predict(
         except OSError as error:
             data = error
         answers.append({"image_uri": uri, **predict_bytes(predictor, data)})
-        if explain and isinstance(data, bytes) and "error_kind" not in answers[-1]:
-            answers[-1]["explanation_uri"] = _explain(predictor, data, uri, explain)
+        if explainer and explain and isinstance(data, bytes) and "error_kind" not in answers[-1]:
+            answers[-1] |= _explain(predictor, explainer, data, uri, explain, answers[-1]["p_melanoma"])
     if as_json:
         _print_json(answers)
     else:
         for row in answers:
-            _print_prediction(row)
+            _print_prediction(row, loaded.manifest["thresholds"])
     return 2 if any("error_kind" in row for row in answers) else 0
 
 
-def _explain(predictor: Any, data: bytes, uri: str, folder: str) -> str:
+def _explain(
+    predictor: "Predictor", explainer: "Explainer", data: bytes, uri: str, folder: str, p_melanoma: float
+) -> dict[str, Any]:
+    """Writes the overlay; where it lies, and the melanoma probability with the marked region covered."""
     from melanoma import explain
     from melanoma.imaging.decode import decode, decode_image
 
-    heat = explain.occlusion_map(predictor, decode(data, predictor.bundle.input_size).pixels)
+    pixels = decode(data, predictor.bundle.input_size).pixels
+    heat = explainer.heat(pixels)
+    without = explain.covered(pixels, explain.hottest(heat, len(pixels)))
+    p_covered = predictor.probabilities(without[None])[0, taxonomy.CODES.index(taxonomy.MELANOMA)]
     target = storage.join(
         storage.normalize(folder), f"{taxonomy.image_id_of(uri)}-{hashlib.sha256(data).hexdigest()[:12]}.png"
     )
     try:
-        storage.write_bytes(target, explain.overlay(decode_image(data, longest=800), heat))
+        storage.write_bytes(target, explain.overlay(decode_image(data, longest=800), heat, p_melanoma))
     except OSError as error:
         raise InputError(f"The explanation cannot be written to {folder}: {error}") from None
-    return target
+    return {"explanation_uri": target, "p_melanoma_covered": float(p_covered)}
 
 
 _MEANING = {
-    "none": "No alert, which is no proof that the lesion is harmless.",
-    "review": "Review: a dermatologist should look at this image; most images raised at this level are no melanomas.",
-    "urgent": "Urgent: among the images that look most like a melanoma to this model; look at it first.",
+    "none": "The model sees too little of a melanoma to raise this image, which is no proof that it is harmless.",
+    "review": "A dermatologist should look at this image. Most images raised at this level are no melanomas.",
+    "urgent": "To this model the image looks more like a melanoma than most do: a dermatologist should see it first.",
 }
 
 
-def _print_prediction(row: dict[str, Any]) -> None:
+def _print_prediction(row: dict[str, Any], thresholds: dict[str, Any]) -> None:
     if "error_kind" in row:
         answer.print(f"{row['image_uri']}: rejected ({row['error_kind']}). {row['error']}\n")
         return
@@ -457,19 +499,33 @@ def _print_prediction(row: dict[str, Any]) -> None:
         table.add_row(f"{taxonomy.NAMES[code]} ({code})", f"{row[f'p_{code}']:.1%}")
     answer.print(table)
     answer.print(
-        f"Melanoma {row['p_melanoma']:.1%}, alerts begin at {row['threshold']:.1%}. {_MEANING[row['alert_level']]}"
+        f"Alert level: {row['alert_level']}. The melanoma probability is {row['p_melanoma']:.1%}; review begins at "
+        f"{thresholds['review']:.1%}, urgent at {thresholds['urgent']:.1%}.\n{_MEANING[row['alert_level']]}"
     )
+    if "operating_point" in thresholds:
+        answer.print(_reliability(thresholds["operating_point"]))
     if row["outlier_score"] > 1:
         answer.print("This picture is unlike the images that the model was trained on: do not rely on its answer.")
     if "explanation_uri" in row:
-        answer.print(f"What raised the probability: {row['explanation_uri']}")
+        answer.print(
+            f"What raised the probability: {row['explanation_uri']} (with the reddest 15% of the picture covered, the "
+            f"melanoma probability is {row['p_melanoma_covered']:.1%})"
+        )
     answer.print(f"Model {row['model_version']}. Not a medical device.\n")
 
 
-def _bundle(bundle: str | None) -> str:
-    if bundle is None:
-        raise InputError("No bundle was named: give one with --bundle, or train one with `melanoma train`.")
-    return bundle
+def _reliability(point: dict[str, Any]) -> str:
+    """What the threshold of `review` gave on the images that it was chosen on."""
+    shares = []
+    for estimate, whom in ((point["sensitivity"], "the melanomas"), (point["specificity"], "the other images")):
+        low, high = estimate["low"], estimate["high"]
+        interval = "" if low is None else f" (95% interval {low:.0%} to {high:.0%})"
+        shares.append(f"{estimate['value']:.0%} of {whom}{interval}")
+    raised, quiet = shares
+    return (
+        f"On the {point['n']} validation images ({point['n_melanoma']} melanomas) that the threshold was chosen on, an "
+        f"alert was raised for {raised}, and none for {quiet}; on other cameras and patients it can be less."
+    )
 
 
 # --- The nightly job and its alerts ----------------------------------------------------------------------------------
@@ -492,7 +548,7 @@ def score(
         config_file,
         archive=archive,
         out=out,
-        bundle=bundle if config_file else _bundle(bundle),
+        bundle=bundle,
         run_id=run_id,
         run_date=run_date,
         all=everything or None,
@@ -562,7 +618,7 @@ def serve(
     """Answer single images over HTTP; the key that clients must send is in MELANOMA_API_KEY."""
     from melanoma.serving.app import serve_forever
 
-    serve_forever(_bundle(bundle), host, port, say)
+    serve_forever(bundle, host, port, say)
 
 
 @app.command(epilog="Example: melanoma demo --out demo")

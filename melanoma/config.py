@@ -5,7 +5,7 @@ Each job has one model below, and its YAML files in ``configs/`` are read into i
 
 import datetime
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -37,15 +37,33 @@ class Model(BaseModel):
 
 
 class Network(Model):
-    """`name` is a function of melanoma.training.networks."""
+    """A network of melanoma.training.networks."""
 
-    name: Literal["residual", "student"] = "residual"
-    width: Positive = 16  # channels of the first stage; the later stages double it
+    # residual: our own; student: the students'; or any of keras.applications, such as EfficientNetV2B0.
+    name: str = "residual"
+    width: Positive = 16  # residual, student: channels of the first stage; the later stages double it
+    blocks: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)] = (2, 2, 2, 2)  # residual: of each stage
+    stem: Literal[2, 4] = 2  # residual: by how much the first layer reduces the picture
+    normalization: Literal["batch", "group"] = "batch"  # residual
     dropout: Share = 0.3
+    # The exponent of Shades of Gray, which makes the light of every picture grey (6 is usual); null: as it is.
+    colour_constancy: Annotated[float, Field(ge=1, le=16)] | None = None
+    # keras.applications: null (from scratch), imagenet (downloaded by Keras), or a .weights.h5 or .keras file or URI of
+    # the same network without its top.
+    weights: str | None = None
+    # keras.applications: epochs in which only the new head learns, and the learning rate of all the epochs after.
+    frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    fine_tuning_rate: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _of_applications(self) -> Self:
+        if self.name in ("residual", "student") and (self.weights or self.frozen_epochs or self.fine_tuning_rate):
+            raise ValueError(f"weights, frozen_epochs and fine_tuning_rate are for keras.applications, not {self.name}")
+        return self
 
 
 class Augmentation(Model):
-    """One Augmentor operation: a method of Augmentor.Pipeline, with its own parameters."""
+    """One operation, with its own parameters: a method of Augmentor.Pipeline, or one of melanoma.training.augment."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -63,6 +81,11 @@ class Augmentation(Model):
         "random_distortion",
         "random_erasing",
         "histogram_equalisation",
+        "frame",
+        "colour",
+        "resolution",
+        "dark_border",
+        "marks",
     ]
     probability: Annotated[float, Field(gt=0, le=1)] = 0.5
 
@@ -95,6 +118,8 @@ class Balance(Model):
 
     sampling: Share = 1.0
     loss_weights: Share = 0.0
+    # A class of each source counts as a class of its own: a source then tells less of the diagnosis.
+    by_source: bool = False
     copies: Copies | None = None
 
 
@@ -106,6 +131,14 @@ class OperatingPoint(Model):
     # takes 59 melanomas for 95%.
     bound: Literal["observed", "lower"] = "observed"
     urgent_specificity: Annotated[float, Field(gt=0, le=1)] = 0.95  # of `urgent`
+
+
+class Tracking(Model):
+    """Where the figures of each epoch go beside the bundle; see melanoma.training.tracking."""
+
+    tensorboard: str | None = None  # a folder
+    mlflow: str | None = None  # a tracking URI; the extra `mlflow` has to be installed
+    experiment: Annotated[str, Field(min_length=1)] = "melanoma"  # of MLflow
 
 
 class TrainConfig(Model):
@@ -125,18 +158,45 @@ class TrainConfig(Model):
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    # Each image is mixed with its neighbour in the batch, by a share drawn from Beta(mixup, mixup); 0: not at all.
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    # What is validated and kept are weights averaged over the steps, with this momentum (0.998 averages over about 500
+    # steps); null: the weights of the last step.
+    averaged_weights: Annotated[float, Field(gt=0, lt=1)] | None = None
     balance: Balance = Balance()
     augmentation: tuple[Augmentation, ...] = ()
     # The validation figure whose best epoch is kept; "last" keeps the last epoch, whatever its figures.
     select_by: Literal["accuracy", "balanced_accuracy", "melanoma_auc", "last"] = "balanced_accuracy"
+    # Stop when that figure has not risen for so many epochs; null: all epochs are trained.
+    patience: Positive | None = None
+    # So many networks are trained, with the seeds seed, seed + 1, ..., and the bundle's model is the mean of them.
+    members: Annotated[int, Field(ge=1, le=32)] = 1
+    # Predictions are averaged over so many orientations of an image: itself, mirrored, turned. Costs as many times.
+    test_time_flips: Literal[1, 2, 4, 8] = 1
     operating_point: OperatingPoint = OperatingPoint()
+    licence: str | None = None  # of the weights, for the model card
+    # Whether the bundle's evaluation may name and show the images that it was measured on.
+    show_images: bool = True
     # Train the same recipe a second time in the way of the student projects, with copies made before a split over
     # single files, and show in the report, as a warning, how good that looks.
     leaked_twin: bool = False
-    workers: Positive = 1
+    # How many, or the fewest and the most: the group then grows and shrinks with the cluster.
+    workers: Positive | tuple[Positive, Positive] = 1
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     use_gpu: bool = False
+    # mixed_bfloat16 computes in half precision, where the device gains by it: GPUs since Ampere, CPUs with AVX-512 BF16
+    # or AMX. The bundle's network is float32 in any case.
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    xla: bool = False  # compile the step with XLA: gains on GPUs, loses on CPUs
     max_failures: Annotated[int, Field(ge=-1)] = 2
+    # Never dumped, and so neither in a bundle nor beside a checkpoint: a tracking URI may hold a password.
+    tracking: Tracking = Field(default=Tracking(), exclude=True, repr=False)
+
+    @property
+    def worker_counts(self) -> range:
+        """The numbers of workers that the group may have."""
+        low, high = self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+        return range(low, high + 1)
 
 
 class EvaluateConfig(Model):
@@ -144,6 +204,7 @@ class EvaluateConfig(Model):
     catalog: str
     out: str
     split: Literal["train", "validation", "test", "all"] = "test"
+    sources: tuple[str, ...] | None = None  # of the catalog; None: all of them
     seed: Seed = 0  # of the bootstrap, and of the images that are drawn
     against: str | None = None  # another bundle, to compare with on the same images
     # Columns of the catalog to measure subgroups by; None: source, sex, age and anatomic_site, where they tell apart.
@@ -163,10 +224,62 @@ class AblationConfig(Model):
     overrides: tuple[str, ...] = ()  # of every training, such as "image_size=64"
 
 
+class Space(Model):
+    """The values that a search draws from, in one of four ways."""
+
+    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    integer: tuple[int, int] | None = None  # both ends are drawn, too
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give one of choice, uniform, log_uniform and integer")
+        ends = self.uniform or self.log_uniform or self.integer
+        if ends and ends[0] >= ends[1]:
+            raise ValueError(f"the first end of {given[0]} has to be below the second")
+        return self
+
+
+class Scheduler(Model):
+    """Asynchronous successive halving (ASHA; Li et al. 2020, arXiv:1810.05934).
+
+    After `grace_epochs`, and again whenever the epochs have grown by the factor `reduction`, a trial is stopped that is
+    not among the best 1 / `reduction` of the trials that have come so far.
+    """
+
+    metric: Literal["accuracy", "balanced_accuracy", "melanoma_auc"] = "balanced_accuracy"  # of validation
+    grace_epochs: Positive = 5
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+
+
+class TuneConfig(Model):
+    config: str  # YAML of the training that every trial starts from
+    overrides: tuple[str, ...] = ()  # of every trial, such as "epochs=20"
+    out: str  # a folder or an s3:// URI; every node must reach it
+    search: Annotated[dict[str, Space], Field(min_length=1)]  # dotted keys of TrainConfig
+    samples: Positive = 8  # trials
+    scheduler: Scheduler = Scheduler()
+    seed: Seed = 0  # of what is drawn
+    parallel_trials: Positive = 1
+
+
+class RecipesConfig(Model):
+    config: str = "configs/reference.yaml"  # what every recipe starts from
+    catalog: str
+    out: str
+    # The sources that are left out of training and tested on, each entry a training of its own.
+    leave_out: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)]
+    overrides: tuple[str, ...] = ()  # of every recipe, such as "image_size=64"
+    recipes: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # a name, and keys of the training with values
+
+
 class ScoreConfig(Model):
     archive: str
     out: str
-    bundle: str
+    bundle: str | None = None  # None: the reference bundle, see melanoma.bundle
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     run_date: Date = None
     all: bool = False  # score what this very model has already scored, too
@@ -196,6 +309,18 @@ def load(model: type[C], path: str | None, overrides: Sequence[str] | None = Non
             raise InputError(f"The value of override {override!r} is not valid YAML.") from None
         _set(tree, key.split("."), value, override)
     tree.update({key: value for key, value in values.items() if value is not None})
+    return _checked(model, tree, path)
+
+
+def changed(config: C, values: Mapping[str, Any]) -> C:
+    """`config` with the values of dotted keys such as ``network.width``; raises InputError as `load` does."""
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        _set(tree, key.split("."), value, key)
+    return _checked(type(config), tree, None)
+
+
+def _checked(model: type[C], tree: dict[str, Any], path: str | None) -> C:
     try:
         return model.model_validate(tree)
     except pydantic.ValidationError as error:
@@ -242,7 +367,8 @@ def _sentence(model: type[BaseModel], error: pydantic.ValidationError, path: str
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the keys there are {', '.join(known)}."
         return f"Unknown key {key!r}{where}: {hint}"
-    return f"The key {key!r}{where} is {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:]}."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"The key {key!r}{where} is {first['input']!r}: {message[0].lower() + message[1:]}."
 
 
 def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

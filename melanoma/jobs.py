@@ -9,7 +9,15 @@ from typing import TypeVar
 from melanoma import cli, config
 from melanoma.errors import InputError
 
-C = TypeVar("C", config.TrainConfig, config.EvaluateConfig, config.ScoreConfig, config.AblationConfig)
+C = TypeVar(
+    "C",
+    config.TrainConfig,
+    config.EvaluateConfig,
+    config.ScoreConfig,
+    config.AblationConfig,
+    config.RecipesConfig,
+    config.TuneConfig,
+)
 
 _PLACES = ("against", "archive", "bundle", "catalog", "checkpoints", "out", "repaired")
 

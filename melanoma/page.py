@@ -1,4 +1,4 @@
-"""What the HTML pages share."""
+"""What the HTML pages and the model card share."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import jinja2
 from melanoma import taxonomy
 
 
-def environment(folder: Path) -> jinja2.Environment:
-    """For the templates of a folder: a forgotten variable is an error, and words from outside are never markup."""
+def environment(folder: Path, html: bool = True) -> jinja2.Environment:
+    """For the templates of a folder. A forgotten variable is an error; in HTML, words from outside are never markup."""
     # autoescape must be on by hand: Jinja's own choice goes by the file name, and .j2 is not on its list.
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
+        autoescape=html,  # noqa: S701
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -114,8 +114,9 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., 
             "config": config.model_dump(mode="json"),
             "catalog_fingerprint": hashlib.sha256(b"catalog").hexdigest(),
             "class_counts": {name: dict.fromkeys(taxonomy.CODES, 2) for name in ("train", "validation")},
-            "best_epoch": 1,
-            "history": [{"epoch": 1, "loss": 2.2, "balanced_accuracy": 0.11}],
+            "members": [
+                {"seed": 0, "best_epoch": 1, "history": [{"epoch": 1, "loss": 2.2, "balanced_accuracy": 0.11}]}
+            ],
         },
         "versions": {
             "melanoma": melanoma.__version__,

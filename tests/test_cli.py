@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from melanoma import __version__, cli, taxonomy
+from melanoma import __version__, cli, config, taxonomy
+from melanoma import bundle as bundles
 from melanoma.bundle import Bundle
 from melanoma.catalog import build, schema
 from melanoma.catalog import split as splitting
@@ -88,8 +89,8 @@ def test_without_a_command_there_is_help(command: Run, arguments: list[str]) -> 
         (["score", "archive", "--out", "out", "--colour", "red"], "--colour"),
         (["split", "catalog.parquet", "-o", "x.parquet", "--validation", "many"], "--validation"),
         (["predict"], "IMAGE"),
-        (["predict", "x.jpg"], "--bundle"),
-        (["score", "archive", "--out", "out"], "--bundle"),
+        (["predict", "x.jpg"], "No bundle was named: give one with --bundle"),
+        (["score", "archive", "--out", "out"], "No bundle was named: give one with --bundle"),
         (["serve"], "MELANOMA_API_KEY"),
     ],
 )
@@ -98,6 +99,7 @@ def test_wrong_use_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MELANOMA_API_KEY", raising=False)
+    monkeypatch.setattr(bundles, "REFERENCE", tmp_path / "reference")
     if arguments == ["serve"]:
         arguments = ["serve", "--bundle", "nowhere"]
     assert hint in sentence(command(*arguments))
@@ -406,6 +408,35 @@ def test_predict_answers_each_image_or_says_why_not(
     assert f"Model {bundle.version}. Not a medical device." in said.out
 
 
+def test_predict_says_what_its_alert_level_means(
+    command: Run, bundle: Bundle, other_bundle_path: Path, lesions: Path, tmp_path: Path
+) -> None:
+    manifest = {name: value for name, value in bundle.manifest.items() if name not in ("model_version", "files")}
+    point = {
+        "n": 437,
+        "n_melanoma": 85,
+        "sensitivity": {"value": 0.96, "low": 0.91, "high": 0.99},
+        "specificity": {"value": 0.61, "low": None, "high": None},
+    }
+    files = {"model.keras": bundle.model, "training_images.parquet": bundle.training_images}
+    seen = {}
+    for level, thresholds in {"none": (0.9998, 0.9999), "review": (0.0001, 0.9999), "urgent": (0.0001, 0.0002)}.items():
+        chosen = dict(zip(("review", "urgent"), thresholds, strict=True))
+        bundles.write(str(tmp_path / level), manifest | {"thresholds": chosen | {"operating_point": point}}, files)
+        said = command("predict", lesions / "melanoma" / "MEL-0.jpg", "--bundle", tmp_path / level)
+        assert f"Alert level: {level}. The melanoma probability is " in said.out
+        assert f"review begins at {thresholds[0]:.1%}, urgent at {thresholds[1]:.1%}." in said.out
+        assert "the 437 validation images (85 melanomas)" in said.out
+        assert "for 96% of the melanomas (95% interval 91% to 99%), and none for 61% of the other images;" in said.out
+        seen[level] = said.out.split("urgent at ")[1].splitlines()[1]
+    assert "no proof that it is harmless" in seen["none"]
+    assert len(set(seen.values())) == 3
+    # A bundle of which the operating point is not known says nothing of it.
+    assert (
+        "validation images" not in command("predict", lesions / "nevus" / "NV-0.jpg", "--bundle", other_bundle_path).out
+    )
+
+
 def test_predict_has_no_digest_of_a_file_that_it_did_not_read_to_its_end(
     command: Run, bundle_path: Path, tmp_path: Path
 ) -> None:
@@ -431,6 +462,32 @@ def test_evaluate_answers_with_metrics_and_writes_the_report(
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 36
     assert "<html" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_without_a_named_bundle_the_reference_is_used(
+    command: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_cluster: None,
+    lesions: Path,
+    bundle: Bundle,
+    bundle_path: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(bundles, "REFERENCE", bundle_path)
+    (row,) = json.loads(command("predict", lesions / "nevus" / "NV-0.jpg", "--json").out)
+    assert row["model_version"] == bundle.version
+    said = command("score", lesions / "nevus", "--out", tmp_path / "out", "--json")
+    assert (said.code, json.loads(said.out)["model_version"]) == (0, bundle.version)
+    settings = config.load(config.ScoreConfig, None, ["archive=s3://archive", "out=s3://out"])
+    assert bundles.load(settings.bundle).version == bundle.version
+
+
+def test_what_is_named_goes_before_the_reference(
+    command: Run, monkeypatch: pytest.MonkeyPatch, lesions: Path, bundle_path: Path, other_bundle_path: Path
+) -> None:
+    monkeypatch.setattr(bundles, "REFERENCE", bundle_path)
+    said = command("predict", lesions / "nevus" / "NV-0.jpg", "--json", "--bundle", other_bundle_path)
+    assert json.loads(said.out)[0]["model_version"] == bundles.load(str(other_bundle_path)).version
 
 
 def test_score_and_alerts_answer_in_words_and_in_json(

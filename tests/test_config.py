@@ -5,7 +5,7 @@ import pytest
 
 from melanoma import config
 from melanoma.catalog.resolve import Rules
-from melanoma.config import AblationConfig, EvaluateConfig, ScoreConfig, TrainConfig
+from melanoma.config import AblationConfig, EvaluateConfig, RecipesConfig, ScoreConfig, TrainConfig, TuneConfig
 from melanoma.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -38,6 +38,9 @@ MODELS: dict[str, type[Any]] = {
     "ablation": AblationConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "reference": TrainConfig,
+    "recipes": RecipesConfig,
+    "tune": TuneConfig,
     "isic9": Rules,
 }
 
@@ -86,7 +89,7 @@ def test_a_date_may_be_written_as_a_date(tmp_path: Path) -> None:
         ("network: {widht: 3}", "Unknown key 'network.widht' in FILE: did you mean 'width'?"),
         (
             "balance: {colour: 3}",
-            "Unknown key 'balance.colour' in FILE: the keys there are sampling, loss_weights, copies.",
+            "Unknown key 'balance.colour' in FILE: the keys there are sampling, loss_weights, by_source, copies.",
         ),
         (
             "augmentation: [{operation: zoom}, {probability: 1}]",
@@ -101,8 +104,11 @@ def test_a_date_may_be_written_as_a_date(tmp_path: Path) -> None:
             "The key 'augmentation.0.probability' in FILE is 0: input should be greater than 0.",
         ),
         (
-            "network: {name: resnet50}",
-            "The key 'network.name' in FILE is 'resnet50': input should be 'residual' or 'student'.",
+            "network: {name: residual, weights: imagenet}",
+            (
+                "The key 'network' in FILE is {'name': 'residual', 'weights': 'imagenet'}: weights, frozen_epochs and "
+                "fine_tuning_rate are for keras.applications, not residual."
+            ),
         ),
         ("epochs: 0", "The key 'epochs' in FILE is 0: input should be greater than 0."),
         ("epochs: many", "The key 'epochs' in FILE is 'many': input should be a valid integer"),

@@ -7,6 +7,7 @@ Rules are read from YAML, see ``configs/isic9.yaml``, and applied in order:
 - ``drop``: images under `label`, or those of `image_ids`, are used no more.
 - ``drop_copies``: of several copies of a photograph (same ISIC id or same bytes) one is kept, of the first split of
   `keep` that has one. Copies whose labels still exclude one another stay as they are: no rule has said which wins.
+  With `within_source`, one is kept of each source, so that each can still be measured whole.
 - ``group``: the images of `image_ids` share a group.
 - ``set_aside``: images of the split `split` whose group is in the split `when_in`, too, are in no split.
 
@@ -67,6 +68,7 @@ class Drop(_Rule):
 class DropCopies(_Rule):
     rule: Literal["drop_copies"]
     keep: Annotated[tuple[Split, ...], Field(min_length=3, max_length=3)] = ("test", "validation", "train")
+    within_source: bool = False
 
 
 class Group(_Rule):
@@ -121,7 +123,7 @@ def _apply(frame: pd.DataFrame, rule: Rule) -> int:
         place = {row: number for number, row in enumerate(order)}
         changed = [
             row
-            for rows in _copies(frame[used])
+            for rows in _copies(frame[used], rule.within_source)
             if set.intersection(*(set(taxonomy.codes_of(label)) for label in frame.loc[rows, "label"]))
             for row in sorted(rows, key=place.__getitem__)[1:]
         ]
@@ -141,9 +143,14 @@ def _apply(frame: pd.DataFrame, rule: Rule) -> int:
     return len(changed)
 
 
-def _copies(frame: pd.DataFrame) -> list[list[int]]:
-    """The index labels of the rows of each photograph that has several."""
-    photograph = groups.components(len(frame), [groups.image_keys(frame), frame["sha256"].tolist()])
+def _copies(frame: pd.DataFrame, within_source: bool = False) -> list[list[int]]:
+    """The index labels of the rows of each photograph that has several, in all sources or within one."""
+    sources = frame["source"] if within_source else [None] * len(frame)
+    keys = [
+        [value and (source, value) for source, value in zip(sources, values, strict=True)]
+        for values in (groups.image_keys(frame), frame["sha256"])
+    ]
+    photograph = groups.components(len(frame), keys)
     return [rows for rows in pd.Series(frame.index).groupby(photograph).agg(list) if len(rows) > 1]
 
 

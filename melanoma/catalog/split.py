@@ -1,4 +1,6 @@
-"""Who is in which split: over groups, stratified by label, decided by one seed, before any augmentation."""
+"""Who is in which split: over groups, stratified by source and label, decided by one seed, before any augmentation."""
+
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -7,13 +9,17 @@ from melanoma.catalog import schema
 from melanoma.errors import InputError
 
 
-def split(frame: pd.DataFrame, validation: float, test: float, seed: int) -> pd.DataFrame:
+def split(
+    frame: pd.DataFrame, validation: float, test: float, seed: int, given_test: Literal["keep", "aside"] = "keep"
+) -> pd.DataFrame:
     """A copy of the catalog with `split` set for every usable image.
 
-    No group lies in two splits. Within each label, groups are dealt in a seeded random order to the split that lacks
-    most of its share. A test split that the catalog brings along (a ``Test`` folder, a column of the manifest) is kept
-    as it is, `test` then must be 0, and images of its groups outside it are set aside (split null): training on them
-    would leak. Images without a label or with an error have no split.
+    No group lies in two splits. Within each label of each source, groups are dealt in a seeded random order to the
+    split that lacks most of its share. Images without a label or with an error have no split.
+
+    A test split that the catalog brings along (a ``Test`` folder, a column of the manifest) is kept as it is, `test`
+    then must be 0, and images of its groups outside it are set aside (split null): training on them would leak. With
+    `given_test` "aside", all images of its groups are set aside, its own, too, and `test` is a share of the others.
 
     `validation` and `test` are shares of the images, 0 to below 1. Raises InputError where they leave nothing to train.
     """
@@ -23,24 +29,27 @@ def split(frame: pd.DataFrame, validation: float, test: float, seed: int) -> pd.
     usable = schema.usable(frame, "all")
     if usable.empty:
         raise InputError("No image of the catalog has both a label and readable bytes: there is nothing to split.")
-    given_test = usable[usable["split"] == "test"]
-    if not given_test.empty and test > 0:
+    brought = usable[usable["split"] == "test"]
+    if not brought.empty and test > 0 and given_test == "keep":
         raise InputError(
-            f"The catalog brings its own test split ({len(given_test)} images): leave --test at 0, or drop that split."
+            f"The catalog brings its own test split ({len(brought)} images): leave --test at 0, or set that split "
+            "aside with --given-test aside."
         )
-    tested = set(given_test["group_id"])
     result["split"] = pd.Series([None] * len(frame), index=frame.index, dtype=object)
-    result.loc[given_test.index, "split"] = "test"
-    free = usable[~usable["group_id"].isin(tested)]
+    if given_test == "keep":
+        result.loc[brought.index, "split"] = "test"
+    free = usable[~usable["group_id"].isin(set(brought["group_id"]))]
+    if given_test == "aside" and free.empty:
+        raise InputError("Every image belongs to a group of the catalog's own test split: keep it (--given-test keep).")
 
     shares = {"train": 1.0 - validation - test, "validation": validation, "test": test}
     generator = np.random.default_rng(seed)
     sizes = free.groupby("group_id").size()
-    # A group with several labels counts for its most frequent one (the first in order of name among equals).
-    labels = free.groupby("group_id")["label"].agg(lambda values: sorted(values.mode())[0])
+    # A group of several labels or sources counts for the most frequent (the first in order of name among equals).
+    strata = free.assign(source=free["source"].fillna("")).groupby("group_id")[["source", "label"]].agg(_most_frequent)
     split_of: dict[str, str] = {}
-    for label in sorted(labels.unique()):
-        groups = sorted(labels.index[labels == label])
+    for _, stratum in strata.groupby(["source", "label"], sort=True):
+        groups = sorted(stratum.index)
         generator.shuffle(groups)
         total = int(sizes.loc[groups].sum())
         given = dict.fromkeys(shares, 0)
@@ -51,3 +60,7 @@ def split(frame: pd.DataFrame, validation: float, test: float, seed: int) -> pd.
             split_of[group] = name
     result.loc[free.index, "split"] = free["group_id"].map(split_of)
     return result
+
+
+def _most_frequent(values: pd.Series) -> str:
+    return min(values.mode())

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from melanoma.evaluation.calibration import CALIBRATION_BINS, bin_of
 from melanoma.evaluation.intervals import Bools, Floats, Ints, proportion
@@ -234,6 +234,53 @@ def class_distribution_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel("share of the class in training")
         axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize=10, frameon=False)
+    return figure
+
+
+def training_curves_figure(members: Sequence[Mapping[str, Any]]) -> Figure:
+    """Losses, balanced accuracy and AUC of melanoma by epoch, with a diamond at the epoch that was kept.
+
+    Each of `members`, the networks of the model, has `history`, a mapping an epoch with `epoch` (counted from 1) and
+    the figures that are known of it, and `best_epoch`.
+    """
+    panels = {
+        "loss": {"loss": (GREY, "--", "training"), "validation_loss": (BLUE, "-", "validation")},
+        "on validation": {
+            "balanced_accuracy": (BLUE, "-", "balanced accuracy"),
+            "melanoma_auc": (ORANGE, "-.", "AUC of melanoma"),
+        },
+    }
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10.4, 4.4), layout="constrained")
+        for axes, (title, curves) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+            for number, member in enumerate(members):
+                for name, (color, line, label) in curves.items():
+                    known = {epoch["epoch"]: epoch[name] for epoch in member["history"] if name in epoch}
+                    # A training of one epoch is a point, which a line would not show.
+                    axes.plot(
+                        list(known),
+                        list(known.values()),
+                        color=color,
+                        linestyle=line,
+                        linewidth=1.8 if len(members) == 1 else 1.1,
+                        marker="." if len(known) == 1 else "",
+                        label=label if number == 0 else None,
+                    )
+                    if name != "loss" and (best := member["best_epoch"]) in known:
+                        kept = f"epoch kept{'' if len(members) > 1 else f': {best}'}"
+                        axes.plot(
+                            best,
+                            known[best],
+                            color=color,
+                            marker="D",
+                            markersize=7,
+                            linestyle="none",
+                            label=kept if number == 0 and name == "validation_loss" else None,
+                        )
+            axes.set(xlabel="epoch", ylabel=title)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(color="#e3e7ea")
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=10, frameon=False)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from melanoma.evaluation.figures import (
     reliability_figure,
     roc_figure,
     subgroup_figure,
+    training_curves_figure,
 )
 from melanoma.evaluation.intervals import BOOTSTRAP, EXACT, EXACT_CLUSTERED, Estimate
 from melanoma.evaluation.predictions import class_probabilities, group_codes, is_melanoma, true_class
@@ -30,7 +31,28 @@ from melanoma.taxonomy import CODES, MELANOMA, codes_of
 PICTURES_A_SECTION = 12
 FEW_GROUPS = 30
 
-_EXPLANATIONS: dict[str, tuple[str, str]] = {
+# What the report and the model card (melanoma.model_card) both say.
+INTENDED_USE = (
+    (
+        "Research and teaching: training, measuring and comparing models of dermoscopy images with figures that can be "
+        "trusted."
+    ),
+    (
+        "Ordering an archive of dermoscopy images by the probability of melanoma, for a dermatologist who looks at the "
+        "images anyway, within a study that its ethics board knows of."
+    ),
+)
+NOT_INTENDED_USE = (
+    (
+        "Diagnosing a person, or telling anyone that a lesion is harmless. It is not a medical device: nobody has "
+        "cleared it for one."
+    ),
+    "Leaving an image unread because it raised no alert.",
+    "Photographs that are no dermoscopy, such as those of a phone without a dermatoscope, nails, mucosa, or wounds.",
+    "People whom the training images do not show: children, and dark skin, may be hardly among them.",
+    "Anything commercial, unless the licence of every source of images allows it.",
+)
+MEASURES: dict[str, tuple[str, str]] = {
     "sensitivity": ("Sensitivity", "melanomas with a melanoma probability at or above the frozen threshold"),
     "specificity": ("Specificity", "other images below the frozen threshold"),
     "melanoma_auc": (
@@ -65,7 +87,7 @@ _EXPLANATIONS: dict[str, tuple[str, str]] = {
         "0 is right; below 0 the melanoma probabilities are too high on the whole, above 0 too low (log odds)",
     ),
 }
-_PERCENTAGES = (
+PERCENTAGES = (
     "sensitivity",
     "specificity",
     "specificity_at_95_sensitivity",
@@ -110,12 +132,13 @@ def write_report(
     out: Path,
     predictions: pd.DataFrame,
     metrics: Mapping[str, Any],
-    pictures: Mapping[str, bytes],
+    pictures: Mapping[str, bytes] | None,
     about: Mapping[str, Any],
 ) -> None:
     """Writes metrics.json, predictions.parquet, report.html and figures/*.png under `out`, over what is there.
 
-    `predictions` and `metrics` are those of `melanoma.evaluation.metrics.compute_metrics`. `pictures` maps the uris of
+    `predictions` and `metrics` are those of `melanoma.evaluation.metrics.compute_metrics`. `pictures` None:
+    neither pictures nor predictions.parquet, for images that may not be given away. Else it maps the uris of
     `select_pictures`, with the seed that the metrics were computed with, to small JPEG or PNG pictures; an image
     may lack one.
 
@@ -123,7 +146,8 @@ def write_report(
     `split_fingerprint`, `code_version` and `date`; `classes`, those that the model was trained on; `leak_warning`, a
     string or None; the mappings of a name to a value `training`, `thresholds`, `versions` and `fingerprints`;
     `class_counts` (images of each label by split of the training) and `source_counts` (images of each label by source,
-    or None); `labels_changed`, the number of images that a rule has changed; and of the bundle, or None:
+    or None); `labels_changed`, the number of images that a rule has changed; `members` (see `training_curves_figure`);
+    and of the bundle, or None:
     `operating_point` (see `melanoma.evaluation.operating_point`), `class_distribution` (see
     `class_distribution_figure`) and `leaked_twin` (figures of metrics.json by the name of what they were measured on,
     and an `explanation`). Raises jinja2.UndefinedError or KeyError when one is missing, before anything is written.
@@ -135,7 +159,8 @@ def write_report(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name, png in figures.items():
         (out / "figures" / f"{name}.png").write_bytes(png)
-    predictions.to_parquet(out / "predictions.parquet", engine="pyarrow", index=False)
+    if pictures is not None:
+        predictions.to_parquet(out / "predictions.parquet", engine="pyarrow", index=False)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     (out / "report.html").write_text(html, encoding="utf-8")
 
@@ -182,13 +207,15 @@ def _figures(predictions: pd.DataFrame, metrics: Mapping[str, Any], about: Mappi
         figures["subgroups"] = subgroup_figure(metrics["subgroups"])
     if about["class_distribution"]:
         figures["class_distribution"] = class_distribution_figure(about["class_distribution"])
+    if any(member["history"] for member in about["members"]):
+        figures["training_curves"] = training_curves_figure(about["members"])
     return {name: figure_png(figure) for name, figure in figures.items()}
 
 
 def _html(
     predictions: pd.DataFrame,
     metrics: Mapping[str, Any],
-    pictures: Mapping[str, bytes],
+    pictures: Mapping[str, bytes] | None,
     about: Mapping[str, Any],
     figures: Mapping[str, bytes],
 ) -> str:
@@ -199,35 +226,7 @@ def _html(
         "words": _words,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
     }
-    chosen = _select(predictions, metrics["bootstrap"]["seed"])
-    classes = tuple(metrics["classes"])
-    probability = class_probabilities(predictions, classes)
-    sections = [
-        _Section(
-            "Missed melanomas",
-            "Melanomas below the threshold, the lowest probability first.",
-            "No melanoma of this set is below the threshold." if metrics["n_melanoma"] else "This set has no melanoma.",
-            _cards(predictions, chosen.missed, classes, probability, pictures),
-            chosen.n_missed,
-        ),
-        _Section(
-            "False alarms",
-            (
-                "Images at or above the threshold that are not melanoma (some may be another cancer), the highest "
-                "probability first."
-            ),
-            "No other image of this set reaches the threshold.",
-            _cards(predictions, chosen.false_alarms, classes, probability, pictures),
-            chosen.n_false_alarms,
-        ),
-        _Section(
-            "A random sample",
-            "Drawn blindly from all images of this set, right and wrong answers alike.",
-            "",
-            _cards(predictions, chosen.sample, classes, probability, pictures),
-            metrics["n"],
-        ),
-    ]
+    sections = _galleries(predictions, metrics, pictures) if pictures is not None else []
     methods = set(_methods(metrics))
     trained = {label for counts in about["class_counts"].values() for label in counts}
     distribution = about["class_distribution"] or []
@@ -236,10 +235,12 @@ def _html(
         metrics=metrics,
         contents=_contents(metrics, about),
         headlines=_headlines(metrics),
-        rows=[(title, note, metrics[name], name in _PERCENTAGES) for name, (title, note) in _EXPLANATIONS.items()],
+        intended_use=INTENDED_USE,
+        not_intended_use=NOT_INTENDED_USE,
+        rows=[(title, note, metrics[name], name in PERCENTAGES) for name, (title, note) in MEASURES.items()],
         compared=[
-            (title, metrics["comparison"]["figures"][name], name in _PERCENTAGES)
-            for name, (title, _) in _EXPLANATIONS.items()
+            (title, metrics["comparison"]["figures"][name], name in PERCENTAGES)
+            for name, (title, _) in MEASURES.items()
             if "comparison" in metrics
         ],
         methods={
@@ -254,6 +255,7 @@ def _html(
         thresholds={name: value for name, value in about["thresholds"].items() if not isinstance(value, Mapping)},
         exhibit=_exhibit(metrics, about),
         trained_labels=sorted(trained, key=lambda label: CODES.index(codes_of(label)[0])),
+        training_pace=_training_pace(about["members"]),
         trained_images=sum(row["images"] for row in distribution),
         versions={
             "Model version": about["model_version"],
@@ -321,6 +323,15 @@ def _exhibit(metrics: Mapping[str, Any], about: Mapping[str, Any]) -> list[dict[
     ]
 
 
+def _training_pace(members: Sequence[Mapping[str, Any]]) -> str:
+    """How fast the training was and how long it waited for its input, where the bundle knows."""
+    epochs = [epoch for member in members for epoch in member["history"] if "input_wait_share" in epoch]
+    if not epochs:
+        return ""
+    waited, pace = (np.mean([epoch[name] for epoch in epochs]) for name in ("input_wait_share", "images_per_second"))
+    return f"It took {pace:,.0f} images a second, and {waited:.1%} of that time was spent waiting for images."
+
+
 # --- sample predictions ----------------------------------------------------------------------------------------------
 
 
@@ -341,6 +352,38 @@ class _Section:
     nothing: str
     cards: list[_Card]
     out_of: int
+
+
+def _galleries(predictions: pd.DataFrame, metrics: Mapping[str, Any], pictures: Mapping[str, bytes]) -> list[_Section]:
+    chosen = _select(predictions, metrics["bootstrap"]["seed"])
+    classes = tuple(metrics["classes"])
+    probability = class_probabilities(predictions, classes)
+    return [
+        _Section(
+            "Missed melanomas",
+            "Melanomas below the threshold, the lowest probability first.",
+            "No melanoma of this set is below the threshold." if metrics["n_melanoma"] else "This set has no melanoma.",
+            _cards(predictions, chosen.missed, classes, probability, pictures),
+            chosen.n_missed,
+        ),
+        _Section(
+            "False alarms",
+            (
+                "Images at or above the threshold that are not melanoma (some may be another cancer), the highest "
+                "probability first."
+            ),
+            "No other image of this set reaches the threshold.",
+            _cards(predictions, chosen.false_alarms, classes, probability, pictures),
+            chosen.n_false_alarms,
+        ),
+        _Section(
+            "A random sample",
+            "Drawn blindly from all images of this set, right and wrong answers alike.",
+            "",
+            _cards(predictions, chosen.sample, classes, probability, pictures),
+            metrics["n"],
+        ),
+    ]
 
 
 def _cards(

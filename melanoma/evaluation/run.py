@@ -61,6 +61,7 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: N
         config.split,
         config.catalog,
         config.seed,
+        sources=config.sources,
         by=config.by,
         prevalence=config.prevalence,
         against=against,
@@ -78,15 +79,21 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: N
 
 def _check(bundle: Bundle, frame: pd.DataFrame, config: EvaluateConfig) -> None:
     """What can be known before anything is predicted: raises InputError."""
-    rows = _rows(frame, config.split, config.catalog)
+    rows = _rows(frame, config.split, config.catalog, config.sources)
     _columns_to_measure_by(rows, config.by, config.catalog)
     storage.check_writable(config.out)
 
 
-def _rows(frame: pd.DataFrame, split: str, catalog: str) -> pd.DataFrame:
-    rows = schema.usable(frame, split)
+def _rows(frame: pd.DataFrame, split: str, catalog: str, sources: Sequence[str] | None) -> pd.DataFrame:
+    rows, of_sources = schema.usable(frame, split), ""
+    if sources is not None:
+        known = sorted(frame["source"].dropna().unique())
+        for source in sources:
+            if source not in known:
+                raise InputError(f"The catalog {catalog} has no source {source!r}; it has {', '.join(known)}.")
+        rows, of_sources = rows[rows["source"].isin(sources)], f" that are of {' or '.join(sources)}"
     if rows.empty:
-        raise InputError(f"The catalog {catalog} has no usable images in the split {split!r}.")
+        raise InputError(f"The catalog {catalog} has no usable images in the split {split!r}{of_sources}.")
     for label in sorted(rows["label"].unique()):
         if label != taxonomy.MELANOMA and taxonomy.MELANOMA in taxonomy.codes_of(label):
             raise InputError(
@@ -102,24 +109,29 @@ def evaluate_frame(
     catalog: str,
     seed: int,
     *,
+    sources: Sequence[str] | None = None,
     by: Sequence[str] | None = None,
     prevalence: float | None = None,
     against: Bundle | None = None,
     stability_images: int = 500,
     others: Mapping[str, np.ndarray] | None = None,
+    show_images: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Predict the images of a split and measure.
 
+    `sources`: those of the catalog whose images are measured; None for all. Their labels alone decide which diagnoses
+    count as one class: HAM10000's as its seven, whatever narrower labels another source has. An image of a source that
+    is relabelled more narrowly, such as AK among AK|SCC, still counts for the class that joins them.
     `by`: columns of the catalog to measure subgroups by; None: those of source, sex, age and anatomic site that have
     more than one value. `prevalence`: see `compute_metrics`. `against`: a bundle to compare with on the same images.
     `stability_images`: at most so many are changed a little and predicted again, and checked for outliers; 0 for none.
     `others`: further pictures that are no dermoscopy by their kind, uint8 RGB [n, size, size, 3] at the input size.
-    `say` is given one line a step.
+    `show_images`: whether the files may name and show images. `say` is given one line a step.
 
-    Raises InputError where the split is empty or a column is not one to measure by.
+    Raises InputError where the split is empty, a source is not there or a column is not one to measure by.
     """
-    rows = _rows(frame, split, catalog)
+    rows = _rows(frame, split, catalog, sources)
     values = {column: rows[column].tolist() for column in _columns_to_measure_by(rows, by, catalog)}
     predictor = Predictor(bundle)
     drawn = stability.draw(rows, stability_images, seed)
@@ -152,7 +164,7 @@ def evaluate_frame(
         }
     leak = leak_warning(bundle, rows)
     metrics["leak_warning"] = leak
-    pictures = {uri: _picture(uri) for uri in select_pictures(predictions, seed)}
+    pictures = {uri: _picture(uri) for uri in select_pictures(predictions, seed)} if show_images else None
     about = _about(bundle, frame, rows, split, catalog, leak)
     with tempfile.TemporaryDirectory() as folder:
         write_report(Path(folder), predictions, metrics, pictures, about)
@@ -313,9 +325,12 @@ def _about(
         "code_version": melanoma.__version__,
         "training": {
             "network": f"{settings['network']['name']}, width {settings['network']['width']}",
+            "members": str(len(training["members"])),
             "image size": f"{manifest['input_size']} x {manifest['input_size']} pixels, whole frame squashed",
             "images": ", ".join(f"{sum(counts.values())} {name}" for name, counts in training["class_counts"].items()),
-            "best epoch": f"{training['best_epoch']} of {settings['epochs']}",
+            "best epoch": ", ".join(
+                f"{member['best_epoch']} of {len(member['history'])}" for member in training["members"]
+            ),
             "temperature": f"{manifest['calibration']['temperature']:.3f}, fitted on validation",
         },
         "thresholds": manifest["thresholds"],
@@ -324,6 +339,7 @@ def _about(
         "source_counts": training.get("source_counts"),
         "class_distribution": training.get("class_distribution", {}).get("rows"),
         "leaked_twin": training.get("leaked_twin"),
+        "members": training["members"],
         "labels_changed": int(rows["changes"].notna().sum()),
         "versions": manifest["versions"],
         "fingerprints": {

@@ -119,8 +119,8 @@ def _refuse_taken_port(host: str, port: int) -> None:
         ) from None
 
 
-def serve_forever(bundle_uri: str, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve until interrupted or terminated."""
+def serve_forever(bundle_uri: str | None, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve until interrupted or terminated; without a `bundle_uri`, the reference bundle."""
     key = api_key_from_environment()
     bundle = load_bundle(bundle_uri)
     if not os.environ.get("RAY_ADDRESS"):

@@ -91,27 +91,29 @@ def _augmented(
 
 def training_batches(
     images: ray.ObjectRef, train: "Split", config: TrainConfig, epochs: Iterable[int], rank: int, workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """This worker's part of every global batch of the epochs, in order: (pixels uint8 [b, size, size, 3], position).
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """This worker's part of every global batch of the epochs, in order: (pixels, position, share).
 
-    `position` int64 [b] counts in `train`. Ray Data augments ahead of the training, in the plan's order; what a batch
-    holds depends on the seed alone, not on how many workers or tasks there are.
+    pixels uint8 [b, size, size, 3]; `position` int64 [b] counts in `train`; share float32 [b] of mixup. Ray Data
+    augments ahead of the training, in the plan's order; what a batch holds depends on the seed alone, not on how many
+    workers or tasks there are.
     """
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     ray.data.DataContext.get_current().enable_progress_bars = False
     parts = []
     for epoch in epochs:
-        drawn = plan.epoch_indices(train.labels, config.balance, config.batch_size, config.seed, epoch)
+        drawn = plan.epoch_indices(train.strata or train.labels, config.balance, config.batch_size, config.seed, epoch)
         seeds = plan.augmentation_seeds(drawn.shape, config.seed, epoch)
-        parts.append((plan.worker_part(drawn, rank, workers), plan.worker_part(seeds, rank, workers)))
+        shares = plan.mixup_shares(drawn.shape, config.mixup, config.seed, epoch)
+        parts.append([plan.worker_part(part, rank, workers) for part in (drawn, seeds, shares)])
     if not parts:
         return
-    position = np.concatenate([part.ravel() for part, _ in parts])
-    seed = np.concatenate([part.ravel() for _, part in parts])
+    position, seed, share = (np.concatenate([part.ravel() for part in kind]) for kind in zip(*parts, strict=True))
     dataset = _augmented(images, position, train.rows[position], seed, config.augmentation)
     size = config.batch_size // workers
-    for batch in dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=4, drop_last=True):
-        yield batch["pixels"], batch["position"]
+    batches = dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=4, drop_last=True)
+    for number, batch in enumerate(batches):
+        yield batch["pixels"], batch["position"], share[number * size : (number + 1) * size]
 
 
 def _augment_batch(

@@ -5,11 +5,12 @@ Keras 3 model and optimizer in a `strategy.run` of one's own can. The optimizer 
 so the loss of each is divided by the *global* batch.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from melanoma.config import TrainConfig
 from melanoma.training import networks, plan
 from melanoma.training.input import training_batches
 
-Step = Callable[[tuple[Any, Any, Any]], Any]
+Step = Callable[[tuple[Any, Any, Any, Any]], Any]
+Averages = Sequence[tuple[Any, Any]]  # a weight and the variable of its running mean
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Split:
 
     rows: np.ndarray  # int64 [n]
     labels: tuple[str, ...]
+    strata: tuple[str, ...] = ()  # what counts as a class for balancing, see melanoma.training.plan.strata; (): labels
 
 
 def label_loss(logits: Any, targets: Any, smoothing: float) -> Any:
@@ -48,41 +51,89 @@ def label_loss(logits: Any, targets: Any, smoothing: float) -> Any:
     return -(1.0 - smoothing) * of_label - smoothing * tf.reduce_mean(log_probabilities, axis=-1)
 
 
+class _HeadFirst(keras.optimizers.schedules.LearningRateSchedule):
+    """One rate while only the head learns, then the schedule of the rest."""
+
+    def __init__(self, head_steps: int, head_rate: float, rest: keras.optimizers.schedules.LearningRateSchedule):
+        self.head_steps, self.head_rate, self.rest = head_steps, head_rate, rest
+
+    def __call__(self, step: Any) -> Any:
+        later = tf.maximum(tf.cast(step, tf.int32) - self.head_steps, 0)
+        return tf.where(tf.cast(step, tf.int32) < self.head_steps, self.head_rate, self.rest(later))
+
+
 def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.Optimizer:
     """The schedule is counted in steps, so that a resumed run is at the right rate; a warm-up is linear."""
-    total = config.epochs * steps_per_epoch
+    head_steps = min(config.network.frozen_epochs, config.epochs - 1) * steps_per_epoch
+    total = config.epochs * steps_per_epoch - head_steps
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+    highest = config.network.fine_tuning_rate or config.learning_rate
     rate = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=config.learning_rate / max(1, warmup) if warmup else config.learning_rate,
+        initial_learning_rate=highest / max(1, warmup) if warmup else highest,
         decay_steps=total - warmup,
         alpha=1.0 if config.schedule == "constant" else 0.0,  # the share of the rate that is left at the end
-        warmup_target=config.learning_rate if warmup else None,
+        warmup_target=highest if warmup else None,
         warmup_steps=warmup,
     )
+    if head_steps:
+        rate = _HeadFirst(head_steps, config.learning_rate, rate)
     if config.optimizer == "sgd":
         return keras.optimizers.SGD(rate, weight_decay=config.weight_decay or None)
     return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
 
 
 def make_step(
-    model: keras.Model, optimizer: keras.Optimizer, strategy: tf.distribute.Strategy, batch_size: int, smoothing: float
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    averages: Averages,
+    strategy: tf.distribute.Strategy,
+    config: TrainConfig,
 ) -> Step:
-    """One optimizer step over the global batch of `batch_size` images; returns the mean weighted loss."""
+    """One optimizer step over the global batch; returns the mean weighted loss.
 
-    def on_replica(images: Any, targets: Any, weights: Any) -> Any:
+    A replica's batch: images uint8 [n, size, size, 3], targets float32 [n, classes], weights float32 [n], and shares
+    float32 [n] of mixup (Zhang et al. 2018, arXiv:1710.09412): by how much an image counts beside its neighbour in the
+    batch, with which it makes a pair. `averages`: weights with the variables of their running means (Polyak and
+    Juditsky 1992, doi:10.1137/0330046), or none.
+    """
+    learned = list(model.trainable_variables)
+
+    def on_replica(images: Any, targets: Any, weights: Any, shares: Any) -> Any:
+        if config.mixup:
+            share = shares[:, None, None, None]
+            mixed = share * tf.cast(images, tf.float32) + (1.0 - share) * tf.cast(_neighbours(images), tf.float32)
+            images = tf.cast(tf.round(mixed), tf.uint8)
         with tf.GradientTape() as tape:
-            losses = label_loss(model(images, training=True), targets, smoothing) * weights
-            loss = tf.nn.compute_average_loss(losses, global_batch_size=batch_size)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
+            logits = model(images, training=True)
+            losses = label_loss(logits, targets, config.label_smoothing) * weights
+            if config.mixup:
+                others = label_loss(logits, _neighbours(targets), config.label_smoothing) * _neighbours(weights)
+                losses = shares * losses + (1.0 - shares) * others
+            loss = tf.nn.compute_average_loss(losses, global_batch_size=config.batch_size)
+        optimizer.apply(tape.gradient(loss, learned), learned)
         return loss
 
-    @tf.function(reduce_retracing=True)
-    def step(batch: tuple[Any, Any, Any]) -> Any:
+    @tf.function(reduce_retracing=True, jit_compile=config.xla or None)
+    def step(batch: tuple[Any, Any, Any, Any]) -> Any:
         losses = strategy.run(on_replica, args=batch)
+        if averages:
+            # The first steps are forgotten sooner, or the random weights of the start would stay for long.
+            count = tf.cast(optimizer.iterations.value, tf.float32)
+            momentum = tf.minimum(config.averaged_weights, (1.0 + count) / (10.0 + count))
+            for variable, average in averages:
+                strategy.extended.update(
+                    average, lambda mean, now: mean.assign(momentum * mean + (1.0 - momentum) * now), (variable.value,)
+                )
         return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
     return step
+
+
+def _neighbours(values: Any) -> Any:
+    """`values` [n, ...] with the rows of each pair (0, 1), (2, 3), ... exchanged."""
+    shape = tf.shape(values)
+    pairs = tf.reshape(values, tf.concat([[shape[0] // 2, 2], shape[1:]], axis=0))
+    return tf.reshape(tf.reverse(pairs, axis=[1]), shape)
 
 
 def run(settings: dict[str, Any]) -> None:
@@ -94,32 +145,38 @@ def run(settings: dict[str, Any]) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.experimental.enable_op_determinism()
+    if tf.config.list_physical_devices("GPU"):
+        # On CPUs the same operations in the same order give the same bits without it, and 12% sooner.
+        tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     strategy = tf.distribute.MultiWorkerMirroredStrategy() if workers > 1 else tf.distribute.get_strategy()
 
     train: Split = settings["train"]
     validation: Split = settings["validation"]
     steps = plan.steps_per_epoch(len(train.rows), config.batch_size)
+    checkpoint = ray.train.get_checkpoint()
     with strategy.scope():
-        model = networks.build(config.network, config.image_size, config.seed, synchronized=workers > 1)
+        model = networks.build(
+            config.network, config.image_size, config.seed, workers > 1, config.precision, pretrained=checkpoint is None
+        )
         optimizer = make_optimizer(config, steps)
         optimizer.build(model.trainable_variables)
-    step = make_step(model, optimizer, strategy, config.batch_size, config.label_smoothing)
+        averaged = model.trainable_variables if config.averaged_weights else []
+        averages = [(variable, tf.Variable(variable.value, trainable=False)) for variable in averaged]
     predict = tf.function(lambda images: model(images, training=False))
 
-    targets, weights = plan.targets(train.labels), plan.loss_weights(train.labels, config.balance)
+    targets, weights = plan.targets(train.labels), plan.loss_weights(train.strata or train.labels, config.balance)
     history: list[dict[str, float]] = []
-    if checkpoint := ray.train.get_checkpoint():
-        history = restore(checkpoint, model, optimizer)
+    if checkpoint:
+        history = restore(checkpoint, model, optimizer, averages)
     images = ray.get(settings["images"])  # no copy: workers of one node share it
     part_size = config.batch_size // workers
     batches = training_batches(settings["images"], train, config, range(len(history), config.epochs), rank, workers)
 
     def feed(_: Any) -> tf.data.Dataset:
-        def generate() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-            for pixels, position in batches:
-                yield pixels, targets[position], weights[position]
+        def generate() -> Iterator[tuple[np.ndarray, ...]]:
+            for pixels, position, share in batches:
+                yield pixels, targets[position], weights[position], share
 
         size = config.image_size
         return tf.data.Dataset.from_generator(
@@ -128,11 +185,19 @@ def run(settings: dict[str, Any]) -> None:
                 tf.TensorSpec((part_size, size, size, 3), tf.uint8),
                 tf.TensorSpec((part_size, targets.shape[1]), tf.float32),
                 tf.TensorSpec((part_size,), tf.float32),
+                tf.TensorSpec((part_size,), tf.float32),
             ),
         ).prefetch(2)
 
     distributed = iter(strategy.distribute_datasets_from_function(feed)) if workers > 1 else iter(feed(None))
+    step: Step | None = None
     for epoch in range(len(history), config.epochs):
+        if stopped_early(history, config):
+            break
+        if step is None or epoch == config.network.frozen_epochs:
+            if config.network.name not in ("residual", "student"):
+                model.get_layer(networks.BACKBONE).trainable = epoch >= config.network.frozen_epochs
+            step = make_step(model, optimizer, averages, strategy, config)
         began, waited = time.monotonic(), 0.0
         total = 0.0
         for _ in range(steps):
@@ -141,9 +206,11 @@ def run(settings: dict[str, Any]) -> None:
             waited += time.monotonic() - asked
             total += float(step(batch))
         trained = time.monotonic() - began
-        logits = validation_logits(predict, images, validation.rows, rank, workers, strategy)
+        with _averaged(model, averages) as kept:
+            logits = validation_logits(predict, images, validation.rows, rank, workers, strategy)
         metrics = {
             "epoch": epoch + 1,
+            "workers": workers,
             "loss": total / steps,
             **validation_metrics(logits, validation.labels),
             "images_per_second": steps * config.batch_size / trained,
@@ -153,7 +220,26 @@ def run(settings: dict[str, Any]) -> None:
         history.append(metrics)
         if rank == 0 and settings.get("progress") is not None:
             settings["progress"].put(metrics)
-        report(metrics, history, model, optimizer, rank)
+        report(metrics, history, model, optimizer, averages, kept, rank)
+
+
+def stopped_early(history: Sequence[dict[str, float]], config: TrainConfig) -> bool:
+    """Whether the figure that the best epoch is chosen by has not risen for `patience` epochs."""
+    if config.patience is None or config.select_by == "last" or not history:
+        return False
+    figures = [epoch[config.select_by] for epoch in history]
+    return len(figures) - 1 - int(np.argmax(figures)) >= config.patience
+
+
+@contextlib.contextmanager
+def _averaged(model: keras.Model, averages: Averages) -> Iterator[list[np.ndarray]]:
+    """The model with its averaged weights, if any, and after it with its own again; yields all its weights so."""
+    own = [keras.ops.convert_to_numpy(variable) for variable, _ in averages]
+    for variable, average in averages:
+        variable.assign(keras.ops.convert_to_numpy(average))
+    yield [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+    for (variable, _), value in zip(averages, own, strict=True):
+        variable.assign(value)
 
 
 def validation_logits(
@@ -205,36 +291,66 @@ def report(
     history: list[dict[str, float]],
     model: keras.Model,
     optimizer: keras.Optimizer,
+    averages: Averages,
+    kept: list[np.ndarray],
     rank: int,
 ) -> None:
-    """Every worker reports (it is a barrier); the first brings the checkpoint."""
+    """Every worker reports (it is a barrier); the first brings the checkpoint.
+
+    A checkpoint holds what is kept of the epoch if it is the best, and what training goes on with.
+    """
     if rank > 0:
         ray.train.report(metrics, checkpoint=None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        _save(Path(folder) / "weights.npz", model.variables)
-        _save(Path(folder) / "optimizer.npz", optimizer.variables)
+        _save(Path(folder) / _KEPT, kept)
+        if averages:
+            _save(Path(folder) / _RAW, model.variables)
+            _save(Path(folder) / _AVERAGES, [average for _, average in averages])
+        _save(Path(folder) / _OPTIMIZER, optimizer.variables)
         (Path(folder) / "state.json").write_text(json.dumps({"history": history}))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
+_KEPT, _RAW, _AVERAGES, _OPTIMIZER = "weights.npz", "raw_weights.npz", "averages.npz", "optimizer.npz"
+
+
 def restore(
-    checkpoint: ray.train.Checkpoint, model: keras.Model, optimizer: keras.Optimizer | None
+    checkpoint: ray.train.Checkpoint, model: keras.Model, optimizer: keras.Optimizer, averages: Averages
 ) -> list[dict[str, float]]:
-    """Set the weights (and the optimizer's state) of a checkpoint; returns its history, one entry an epoch."""
+    """Set all that training goes on with; returns the history of a checkpoint, one entry an epoch."""
     with checkpoint.as_directory() as folder:
-        _assign(model.variables, Path(folder) / "weights.npz")
-        if optimizer is not None:
-            _assign(optimizer.variables, Path(folder) / "optimizer.npz")
-        return list(json.loads((Path(folder) / "state.json").read_text())["history"])
+        _assign(model.variables, Path(folder) / (_RAW if averages else _KEPT))
+        _assign([average for _, average in averages], Path(folder) / _AVERAGES)
+        _assign(optimizer.variables, Path(folder) / _OPTIMIZER)
+        return _history(folder)
 
 
-def _save(path: Path, variables: list[Any]) -> None:
+def restore_kept(checkpoint: ray.train.Checkpoint, model: keras.Model) -> list[dict[str, float]]:
+    """Set the weights that are kept of a checkpoint's epoch; returns its history, one entry an epoch."""
+    with checkpoint.as_directory() as folder:
+        _assign(model.variables, Path(folder) / _KEPT)
+        return _history(folder)
+
+
+def read_history(checkpoint: ray.train.Checkpoint) -> list[dict[str, float]]:
+    """One entry an epoch, up to that of the checkpoint."""
+    with checkpoint.as_directory() as folder:
+        return _history(folder)
+
+
+def _history(folder: str) -> list[dict[str, float]]:
+    return list(json.loads((Path(folder) / "state.json").read_text())["history"])
+
+
+def _save(path: Path, variables: Sequence[Any]) -> None:
     arrays = {f"{number:05d}": keras.ops.convert_to_numpy(variable) for number, variable in enumerate(variables)}
     np.savez(path, allow_pickle=False, **arrays)
 
 
-def _assign(variables: list[Any], path: str | os.PathLike[str]) -> None:
+def _assign(variables: Sequence[Any], path: str | os.PathLike[str]) -> None:
+    if not variables:
+        return
     with np.load(path, allow_pickle=False) as arrays:
         for number, variable in enumerate(variables):
             variable.assign(arrays[f"{number:05d}"])

@@ -1,27 +1,69 @@
 """The networks, in Keras 3. Each takes uint8 RGB [batch, size, size, 3] and gives float32 logits [batch, classes].
 
-Scaling to 0..1 is a layer of the network and stands nowhere else, so that no caller can do it twice.
+Scaling to 0..1, or whatever a network wants, is a part of the network and stands nowhere else, so that no caller can do
+it twice.
 """
 
-from collections.abc import Callable
+import difflib
+import inspect
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import keras
 
-from melanoma import taxonomy
+from melanoma import storage, taxonomy
 from melanoma.config import Network
+from melanoma.errors import InputError
+
+BACKBONE = "backbone"  # the layer that holds the pretrained part, where a network has one
 
 
-def build(network: Network, size: int, seed: int, synchronized: bool = False) -> keras.Model:
+def build(
+    network: Network,
+    size: int,
+    seed: int,
+    synchronized: bool = False,
+    precision: str = "float32",
+    pretrained: bool = True,
+) -> keras.Model:
     """The network of a configuration, with weights drawn from `seed`.
 
     `synchronized`: batch statistics are taken over all workers. Without it, the moving averages of
-    BatchNormalization differ from worker to worker.
+    BatchNormalization differ from worker to worker. `precision`: a policy of Keras, such as "mixed_bfloat16": the
+    variables and the logits stay float32. `pretrained`: whether to load the weights that the configuration names;
+    without, a checkpoint has to bring them.
+
+    Raises InputError where there is no network of that name, or its weights cannot be had.
     """
-    return {"residual": residual, "student": student}[network.name](network, size, seed, synchronized)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        if network.name in ("residual", "student"):
+            return {"residual": _residual, "student": _student}[network.name](network, size, seed, synchronized)
+        return _application(network, size, seed, synchronized, pretrained)
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
-def residual(network: Network, size: int, seed: int, synchronized: bool) -> keras.Model:
-    """A small pre-activation residual network (He et al. 2016, arXiv:1603.05027): four stages, two blocks each."""
+def ensemble(members: Sequence[keras.Model], size: int) -> keras.Model:
+    """One network of several: the mean of their logits, which is the geometric mean of their probabilities."""
+    inputs = keras.Input((size, size, 3), dtype="uint8", name="image")
+    logits = []
+    for number, member in enumerate(members):
+        member.name = f"member_{number}"
+        logits.append(member(inputs))
+    return keras.Model(inputs, keras.layers.Average(name="logits")(logits), name="ensemble")
+
+
+def _residual(network: Network, size: int, seed: int, synchronized: bool) -> keras.Model:
+    """A pre-activation residual network (He et al. 2016, arXiv:1603.05027) of one stage an entry of `blocks`.
+
+    Each stage halves the picture and has twice the channels of the one before. `stem` is by how much the first layer
+    reduces; at 4 its kernel is 7, as in a large ResNet.
+    """
     initializer = _initializers(seed)
 
     def convolution(filters: int, kernel: int, stride: int = 1) -> keras.layers.Layer:
@@ -30,15 +72,21 @@ def residual(network: Network, size: int, seed: int, synchronized: bool) -> kera
         )
 
     def activate(x: keras.KerasTensor) -> keras.KerasTensor:
-        x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized)(x)
+        if network.normalization == "group":
+            x = keras.layers.GroupNormalization(groups=min(8, x.shape[-1]))(x)
+        else:
+            x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized)(x)
         return keras.layers.Activation("relu")(x)
 
     inputs = keras.Input((size, size, 3), dtype="uint8", name="image")
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
-    x = convolution(network.width, 3, stride=2)(x)
-    for stage in range(4):
+    x = keras.layers.Rescaling(1 / 255, dtype="float32")(inputs)
+    if network.colour_constancy:
+        x = _colour_constancy(x, network.colour_constancy)
+    x = keras.layers.Rescaling(2.0, offset=-1.0)(x)
+    x = convolution(network.width, 3 if network.stem == 2 else 7, stride=network.stem)(x)
+    for stage, blocks in enumerate(network.blocks):
         filters = network.width * 2**stage
-        for block in range(2):
+        for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
             active = activate(x)
             shortcut = x
@@ -52,7 +100,7 @@ def residual(network: Network, size: int, seed: int, synchronized: bool) -> kera
     return keras.Model(inputs, _logits(x, initializer), name="residual")
 
 
-def student(network: Network, size: int, seed: int, synchronized: bool) -> keras.Model:
+def _student(network: Network, size: int, seed: int, synchronized: bool) -> keras.Model:
     """The students' network: three convolutions with max pooling, one dense layer of 128, as most notebooks have it."""
     initializer = _initializers(seed)
     inputs = keras.Input((size, size, 3), dtype="uint8", name="image")
@@ -68,8 +116,94 @@ def student(network: Network, size: int, seed: int, synchronized: bool) -> keras
     return keras.Model(inputs, _logits(x, initializer), name="student")
 
 
+def _application(network: Network, size: int, seed: int, synchronized: bool, pretrained: bool) -> keras.Model:
+    """A network of keras.applications without its top, with its own preprocessing inside the graph."""
+    make, preprocess = _application_of(network.name)
+    weights = network.weights if pretrained else None
+    keras.utils.set_random_seed(seed)  # its initializers draw from the global generator
+    try:
+        backbone = make(
+            weights="imagenet" if weights == "imagenet" else None, include_top=False, input_shape=(size, size, 3)
+        )
+        if weights not in (None, "imagenet"):
+            _load_weights(backbone, str(weights))
+    except InputError:
+        raise
+    except Exception as error:  # what Keras says of the size, and what the download ran into
+        wanted = f" with weights {weights!r}" if weights else ""
+        raise InputError(
+            f"The network {network.name} cannot be built for images of {size} pixels{wanted}: {_first_line(error)}"
+        ) from None
+    if synchronized:
+        backbone = _with_synchronized_statistics(backbone)
+    backbone.name = BACKBONE
+    inputs = keras.Input((size, size, 3), dtype="uint8", name="image")
+    x = keras.layers.Rescaling(1 / 255, dtype="float32")(inputs)
+    if network.colour_constancy:
+        x = _colour_constancy(x, network.colour_constancy)
+    x = preprocess(keras.layers.Rescaling(255.0, dtype="float32")(x))
+    x = keras.layers.GlobalAveragePooling2D()(backbone(x))
+    x = keras.layers.Dropout(network.dropout, seed=seed)(x)
+    return keras.Model(inputs, _logits(x, _initializers(seed)), name="application")
+
+
+def _application_of(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
+    """The function of keras.applications that makes a network, and the one that prepares RGB of 0..255 for it."""
+    makers = {key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value)}
+    if name not in makers:
+        known = ["residual", "student", *sorted(makers)]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+        raise InputError(f"There is no network {name!r}: {hint}")
+    return makers[name], sys.modules[makers[name].__module__].preprocess_input
+
+
+def _load_weights(backbone: keras.Model, uri: str) -> None:
+    """Weights of this very network without its top: a .weights.h5 or a .keras file, at a path or a URI."""
+    suffix = ".keras" if uri.endswith(".keras") else ".weights.h5"
+    try:
+        data = storage.read_bytes(storage.normalize(uri))
+    except OSError as error:
+        raise InputError(f"The weights {uri} cannot be read: {error}") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"file{suffix}"
+        path.write_bytes(data)
+        try:
+            backbone.load_weights(path)
+        except Exception as error:  # h5py's and Keras's own, of many kinds
+            raise InputError(
+                f"The weights {uri} do not fit the network {backbone.name} without its top: {_first_line(error)}"
+            ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _with_synchronized_statistics(model: keras.Model) -> keras.Model:
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config["synchronized"] = True
+        return layer.__class__.from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _colour_constancy(x: keras.KerasTensor, power: float) -> keras.KerasTensor:
+    """Shades of Gray (Finlayson and Trezzi 2004): the light's colour, the Minkowski mean of each channel, made grey.
+
+    RGB of 0..1 to the same; with a power of 1 it is the grey world, and with a high one white is the brightest.
+    """
+    light = keras.ops.power(keras.ops.mean(keras.ops.power(x, power), axis=(1, 2), keepdims=True) + 1e-6, 1 / power)
+    return keras.ops.minimum(x * (keras.ops.mean(light, axis=-1, keepdims=True) / light), 1.0)
+
+
 def _logits(x: keras.KerasTensor, initializer: Callable[[], keras.Initializer]) -> keras.KerasTensor:
-    return keras.layers.Dense(len(taxonomy.CODES), kernel_initializer=initializer(), name="logits")(x)
+    # float32 whatever the precision of the rest: a softmax of rounded logits is no probability.
+    return keras.layers.Dense(len(taxonomy.CODES), kernel_initializer=initializer(), dtype="float32", name="logits")(x)
 
 
 def _initializers(seed: int) -> Callable[[], keras.Initializer]:

@@ -41,6 +41,13 @@ def copies(labels: Sequence[str], wanted: Copies | None, seed: int) -> tuple[np.
     return source, np.random.default_rng([seed, 4]).integers(0, 2**32, size=len(source), dtype=np.uint32)
 
 
+def strata(labels: Sequence[str], sources: Sequence[str], balance: Balance) -> tuple[str, ...]:
+    """What counts as a class for sampling and loss weights: a label, or a label of a source, see `Balance`."""
+    if not balance.by_source:
+        return tuple(labels)
+    return tuple(f"{label} of {source}" for label, source in zip(labels, sources, strict=True))
+
+
 def _copies_of(count: int, wanted: Copies | None) -> int:
     if wanted is None:
         return 0
@@ -58,13 +65,22 @@ class ClassShare(TypedDict):
     effective: float  # of the loss, after loss weights
 
 
-def class_distribution(labels: Sequence[str], balance: Balance) -> list[ClassShare]:
-    """The classes of a training split with these labels before and after balancing, the most frequent first."""
+def class_distribution(
+    labels: Sequence[str], balance: Balance, sources: Sequence[str] = (), seed: int = 0
+) -> list[ClassShare]:
+    """The classes of a training split before and after balancing, the most frequent first.
+
+    `sources` of the images are needed where balance goes by source; `seed` is that of the training.
+    """
     images = class_counts(labels)
     copied = {label: _copies_of(count, balance.copies) for label, count in images.items()}
-    all_labels = [label for label in images for _ in range(images[label] + copied[label])]
-    drawn = draw_probabilities(all_labels, balance.sampling)
-    effective = drawn * loss_weights(all_labels, balance)
+    source, _ = copies(labels, balance.copies, seed)
+    all_rows = [*range(len(labels)), *source.tolist()]
+    all_labels = [labels[row] for row in all_rows]
+    by_image = strata(labels, sources, balance)
+    all_strata = [by_image[row] for row in all_rows]
+    drawn = draw_probabilities(all_strata, balance.sampling)
+    effective = drawn * loss_weights(all_strata, balance)
     each = np.asarray(all_labels, dtype=str)
     return [
         ClassShare(
@@ -79,18 +95,18 @@ def class_distribution(labels: Sequence[str], balance: Balance) -> list[ClassSha
     ]
 
 
-def draw_probabilities(labels: Sequence[str], power: float) -> np.ndarray:
+def draw_probabilities(strata: Sequence[str], power: float) -> np.ndarray:
     """float64 [n], sum 1: how likely each image is to be drawn, see `Balance`."""
-    counts = class_counts(labels)
-    weights = np.array([counts[label] ** -power for label in labels], dtype=np.float64)
+    counts = class_counts(strata)
+    weights = np.array([counts[stratum] ** -power for stratum in strata], dtype=np.float64)
     return np.asarray(weights / weights.sum())
 
 
-def loss_weights(labels: Sequence[str], balance: Balance) -> np.ndarray:
+def loss_weights(strata: Sequence[str], balance: Balance) -> np.ndarray:
     """float32 [n]: how much each image weighs in the loss, such that the expected weight of a drawn image is 1."""
-    counts = class_counts(labels)
-    weights = np.array([counts[label] ** -balance.loss_weights for label in labels], dtype=np.float64)
-    return (weights / np.dot(weights, draw_probabilities(labels, balance.sampling))).astype(np.float32)
+    counts = class_counts(strata)
+    weights = np.array([counts[stratum] ** -balance.loss_weights for stratum in strata], dtype=np.float64)
+    return (weights / np.dot(weights, draw_probabilities(strata, balance.sampling))).astype(np.float32)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -98,26 +114,37 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, round(images / batch_size))
 
 
-def epoch_indices(labels: Sequence[str], balance: Balance, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_indices(strata: Sequence[str], balance: Balance, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """int64 [steps, batch_size]: which images are drawn in an epoch.
 
     Sampling is systematic rather than independent (one uniform offset, equal strides over the cumulated probabilities):
-    each image is drawn floor or ceil of its expected number of times. The images of a label lie side by side there, so
-    a class has its share in every epoch, to within one image, and not just on average. The order is shuffled.
+    each image is drawn floor or ceil of its expected number of times. The images of a stratum lie side by side there,
+    so it has its share in every epoch, to within one image, and not just on average. The order is shuffled.
     """
     generator = np.random.default_rng([seed, 1, epoch])
-    count = steps_per_epoch(len(labels), batch_size) * batch_size
-    order = generator.permutation(len(labels))
-    order = order[np.argsort(np.asarray(labels, dtype=str)[order], kind="stable")]
-    edges = np.cumsum(draw_probabilities(labels, balance.sampling)[order])
+    count = steps_per_epoch(len(strata), batch_size) * batch_size
+    order = generator.permutation(len(strata))
+    order = order[np.argsort(np.asarray(strata, dtype=str)[order], kind="stable")]
+    edges = np.cumsum(draw_probabilities(strata, balance.sampling)[order])
     points = (generator.random() + np.arange(count)) / count
-    drawn = order[np.minimum(np.searchsorted(edges, points, side="right"), len(labels) - 1)]
+    drawn = order[np.minimum(np.searchsorted(edges, points, side="right"), len(strata) - 1)]
     return np.asarray(generator.permutation(drawn).reshape(-1, batch_size))
 
 
 def augmentation_seeds(shape: tuple[int, int], seed: int, epoch: int) -> np.ndarray:
     """uint32 of `shape` [steps, batch_size]: one seed for each drawn image."""
     return np.random.default_rng([seed, 2, epoch]).integers(0, 2**32, size=shape, dtype=np.uint32)
+
+
+def mixup_shares(shape: tuple[int, int], mixup: float, seed: int, epoch: int) -> np.ndarray:
+    """float32 of `shape` [steps, batch_size], 0.5 to 1: by how much each drawn image counts in its pair.
+
+    The larger share is the image's own: a pair is mixed both ways, so nothing is lost by it.
+    """
+    if not mixup:
+        return np.ones(shape, dtype=np.float32)
+    shares = np.random.default_rng([seed, 6, epoch]).beta(mixup, mixup, size=shape)
+    return np.maximum(shares, 1 - shares).astype(np.float32)
 
 
 def worker_part(batches: np.ndarray, rank: int, workers: int) -> np.ndarray:

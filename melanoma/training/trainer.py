@@ -31,12 +31,14 @@ from melanoma.errors import InputError, MelanomaError
 from melanoma.evaluation import run as evaluation
 from melanoma.evaluation.calibration import fit_temperature
 from melanoma.evaluation.operating_point import choose_threshold_by_specificity, operating_point
+from melanoma.model_card import model_card
 from melanoma.predictor import Predictor, calibrated
-from melanoma.training import loop, networks, plan, twin
+from melanoma.training import loop, networks, plan, tracking, twin
 from melanoma.training.augment import operations
 from melanoma.training.input import augmented_copies, cache_images
 
 OnEpoch = Callable[[dict[str, float]], None]
+Member = tuple[Any, list[dict[str, float]], int]  # a model at its best epoch, the history, that epoch (counted from 0)
 
 
 def train(
@@ -53,35 +55,70 @@ def train(
     """
     frame = check(config)
     if config.run_name is None:
-        name = f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
-        config = config.model_copy(update={"run_name": name})
+        config = config.model_copy(update={"run_name": new_run_name()})
     cluster.connect()
     _check_resources(config, say)
     rows = pd.concat([schema.usable(frame, "train"), schema.usable(frame, "validation")])
     train_count = int((rows["split"] == "train").sum())
-    on_distribution(plan.class_distribution(rows["label"].tolist()[:train_count], config.balance))
+    on_distribution(_class_distribution(config, rows[:train_count]))
     say(f"Decoding {len(rows)} images ({train_count} train, {len(rows) - train_count} validation).")
     originals = cache_images(rows["uri"].tolist(), config.image_size)
     twin_exhibit = _train_twin(config, frame, rows, originals, on_epoch, say) if config.leaked_twin else None
-    images, splits = _with_copies(config, originals, tuple(rows["label"]), train_count, say)
+    images, splits = _with_copies(config, originals, rows, train_count, say)
+    counts = config.worker_counts
+    workers = f"{counts[0]} to {counts[-1]} workers" if len(counts) > 1 else f"{counts[0]} worker(s)"
     say(
-        f"Training {config.network.name} for {config.epochs} epochs with {config.workers} worker(s). Should it be "
+        f"Training {config.network.name} for {config.epochs} epochs with {workers}. Should it be "
         f"interrupted, run_name={config.run_name} goes on with it."
     )
-    model, history, best = fit(config, images, splits, on_epoch)
-    chosen = "Last epoch" if config.select_by == "last" else f"Best epoch by {config.select_by}:"
-    say(
-        f"{chosen} {best + 1}, accuracy {history[best]['accuracy']:.3f}, balanced "
-        f"{history[best]['balanced_accuracy']:.3f}. Calibrating and measuring."
+    members, trained = [], []
+    for member in range(config.members):
+        own = config
+        if config.members > 1:
+            own = config.model_copy(
+                update={"seed": (config.seed + member) % 2**32, "run_name": f"{config.run_name}-{member}"}
+            )
+            say(f"Member {member + 1} of {config.members}, seed {own.seed}.")
+        with tracking.track(own, say) as track_epoch:
+            members.append(fit(own, images, splits, _both(on_epoch, track_epoch)))
+        trained.append(own)
+        _, history, best = members[-1]
+        chosen = "Last epoch" if config.select_by == "last" else f"Best epoch by {config.select_by}:"
+        say(
+            f"{chosen} {best + 1} of {len(history)}, accuracy {history[best]['accuracy']:.3f}, balanced "
+            f"{history[best]['balanced_accuracy']:.3f}, melanoma AUC {history[best]['melanoma_auc']:.3f}."
+        )
+    say("Calibrating and measuring.")
+    bundle = _write_bundle(config, frame, rows, originals, train_count, members, twin_exhibit)
+    tracking.note_model(trained, bundle.version, say)
+    return bundle
+
+
+def _both(first: OnEpoch, second: OnEpoch) -> OnEpoch:
+    def on_epoch(metrics: dict[str, float]) -> None:
+        first(metrics)
+        second(metrics)
+
+    return on_epoch
+
+
+def new_run_name() -> str:
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
+
+
+def _class_distribution(config: TrainConfig, train_rows: pd.DataFrame) -> list[plan.ClassShare]:
+    return plan.class_distribution(
+        train_rows["label"].tolist(), config.balance, train_rows["source"].tolist(), config.seed
     )
-    return _write_bundle(config, frame, rows, originals, train_count, model, history, best, twin_exhibit)
 
 
 def _with_copies(
-    config: TrainConfig, originals: np.ndarray, labels: tuple[str, ...], train_count: int, say: Callable[[str], None]
+    config: TrainConfig, originals: np.ndarray, rows: pd.DataFrame, train_count: int, say: Callable[[str], None]
 ) -> tuple[np.ndarray, dict[str, loop.Split]]:
     """The images and splits to train on: the training split with its augmented copies, and validation as it is."""
     copies = config.balance.copies
+    labels = tuple(rows["label"])
+    strata = plan.strata(labels, rows["source"].tolist(), config.balance)
     source, seeds = plan.copies(labels[:train_count], copies, config.seed)
     train_rows = np.arange(train_count)
     images = originals
@@ -90,7 +127,11 @@ def _with_copies(
         images = np.concatenate([originals, augmented_copies(originals, source, seeds, copies.augmentation)])
         train_rows = np.concatenate([train_rows, np.arange(len(originals), len(images))])
     return images, {
-        "train": loop.Split(train_rows, labels[:train_count] + tuple(labels[place] for place in source)),
+        "train": loop.Split(
+            train_rows,
+            labels[:train_count] + tuple(labels[place] for place in source),
+            strata[:train_count] + tuple(strata[place] for place in source),
+        ),
         "validation": loop.Split(np.arange(train_count, len(labels)), labels[train_count:]),
     }
 
@@ -110,7 +151,7 @@ def _train_twin(
     images, splits, origin = twin.leaked_splits(config, originals, labels, share)
     own = config.model_copy(update={"run_name": f"{config.run_name}-leaked"})
     model, _, _ = fit(own, images, splits, on_epoch)
-    predictor = Predictor(_unmeasured(config, model))
+    predictor = Predictor(unmeasured(config, model))
     validation = splits["validation"]
     figures = twin.figures(
         predictor.probabilities(images[validation.rows]),
@@ -131,10 +172,14 @@ def _train_twin(
     return exhibit
 
 
-def _unmeasured(config: TrainConfig, model: Any) -> Bundle:
+def unmeasured(config: TrainConfig, model: Any) -> Bundle:
     """A bundle in memory of a model that nothing is known of yet."""
     files = {"model.keras": bundles.model_bytes(model), "training_images.parquet": b""}
-    draft = {"input_size": config.image_size, "calibration": {"temperature": 1.0}}
+    draft = {
+        "input_size": config.image_size,
+        "test_time_flips": config.test_time_flips,
+        "calibration": {"temperature": 1.0},
+    }
     return Bundle(bundles.seal(draft, files), files["model.keras"], files["training_images.parquet"])
 
 
@@ -153,13 +198,22 @@ def check(config: TrainConfig) -> pd.DataFrame:
             "leaked: run `melanoma split` on it."
         )
     _check_operating_point(config, schema.usable(frame, "validation"))
-    if config.batch_size % config.workers:
-        raise InputError(f"batch_size {config.batch_size} cannot be shared equally by {config.workers} workers.")
+    for workers in config.worker_counts or [0]:
+        # A pair of mixup has to be one worker's.
+        if not workers or config.batch_size % (workers * (2 if config.mixup else 1)):
+            parts = "pairs of images" if config.mixup else "images"
+            raise InputError(
+                f"batch_size {config.batch_size} cannot be shared equally by {workers} workers, in whole {parts}."
+                if workers
+                else f"workers {config.workers} has to be the fewest and the most, in this order."
+            )
+    networks.build(config.network, config.image_size, config.seed)
     operations(config.augmentation)
     if config.balance.copies:
         operations(config.balance.copies.augmentation)
     for place in (config.out, config.checkpoints):
         storage.check_writable(place)
+    tracking.check(config)
     return frame
 
 
@@ -176,12 +230,13 @@ def _check_operating_point(config: TrainConfig, validation: pd.DataFrame) -> Non
 
 def _check_resources(config: TrainConfig, say: Callable[[str], None]) -> None:
     """Ask for no more than there is: Ray would wait for it without a word."""
-    wanted = {"CPU": config.workers * config.cpus_per_worker + 1, "GPU": config.workers if config.use_gpu else 0}
+    workers = config.worker_counts[0]
+    wanted = {"CPU": workers * config.cpus_per_worker + 1, "GPU": workers if config.use_gpu else 0}
     there = ray.cluster_resources()
     if lacking := [name for name, count in wanted.items() if there.get(name, 0) < count]:
         name = lacking[0]
         words = (
-            f"{config.workers} workers need {wanted[name]:g} {name}s (one CPU is for Ray Data), and Ray has "
+            f"{workers} workers need {wanted[name]:g} {name}s (one CPU is for Ray Data), and Ray has "
             f"{there.get(name, 0):g}"
         )
         if not os.environ.get("RAY_ADDRESS"):
@@ -189,10 +244,8 @@ def _check_resources(config: TrainConfig, say: Callable[[str], None]) -> None:
         say(f"{words}: waiting for the cluster to grow.")
 
 
-def fit(
-    config: TrainConfig, images: np.ndarray, splits: dict[str, loop.Split], on_epoch: OnEpoch
-) -> tuple[Any, list[dict[str, float]], int]:
-    """Train with Ray Train; returns the model at its best epoch, the history, and that epoch (counted from 0)."""
+def fit(config: TrainConfig, images: np.ndarray, splits: dict[str, loop.Split], on_epoch: OnEpoch) -> Member:
+    """Train with Ray Train."""
     name = str(config.run_name)
     _claim(config, name, images, splits)
     progress = Queue(actor_options={"num_cpus": 0})
@@ -224,9 +277,9 @@ def fit(
     checkpoint = result.get_best_checkpoint(_score(config), "max")
     if checkpoint is None:
         raise MelanomaError(f"Training ended without a checkpoint in {config.checkpoints}/{name}.")
-    model = networks.build(config.network, config.image_size, config.seed)
-    at_best = loop.restore(checkpoint, model, None)
-    history = loop.restore(result.checkpoint, networks.build(config.network, config.image_size, config.seed), None)
+    model = networks.build(config.network, config.image_size, config.seed, pretrained=False)
+    at_best = loop.restore_kept(checkpoint, model)
+    history = loop.read_history(result.checkpoint)
     return model, history, len(at_best) - 1
 
 
@@ -238,7 +291,8 @@ def _score(config: TrainConfig) -> str:
 # What may change when a run is gone on with: where it runs and where it writes, not what it learns.
 _MAY_CHANGE = {
     *("run_name", "catalog", "out", "checkpoints", "leaked_twin"),
-    *("workers", "cpus_per_worker", "use_gpu", "max_failures"),
+    *("workers", "cpus_per_worker", "use_gpu", "xla", "max_failures", "members", "test_time_flips", "operating_point"),
+    *("licence", "show_images"),
 }
 
 
@@ -297,19 +351,22 @@ def _write_bundle(
     rows: pd.DataFrame,
     originals: np.ndarray,
     train_count: int,
-    model: Any,
-    history: list[dict[str, float]],
-    best: int,
+    members: list[Member],
     twin_exhibit: dict[str, Any] | None,
 ) -> Bundle:
+    model = (
+        members[0][0] if len(members) == 1 else networks.ensemble([each for each, _, _ in members], config.image_size)
+    )
     labels = tuple(rows["label"])
     validation, validation_labels = originals[train_count:], labels[train_count:]
     melanoma_labels = np.array(validation_labels) == taxonomy.MELANOMA
     draft: dict[str, Any] = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "input_size": config.image_size,
+        "test_time_flips": config.test_time_flips,
         "calibration": {"method": "temperature", "temperature": 1.0, "fitted_on": "validation"},
         "thresholds": {"review": 0.5, "urgent": 0.5},
+        **({"licence": config.licence} if config.licence else {}),
         "outliers": outliers.fit(originals[:train_count], validation),
         "training": {
             "config": config.model_dump(mode="json"),
@@ -322,9 +379,12 @@ def _write_bundle(
                 str(source): plan.class_counts(of_source["label"].tolist())
                 for source, of_source in rows[rows["split"] == "train"].groupby("source", sort=True)
             },
-            "class_distribution": {"rows": plan.class_distribution(labels[:train_count], config.balance)},
-            "best_epoch": best + 1,
-            "history": history,
+            "class_distribution": {"rows": _class_distribution(config, rows[:train_count])},
+            "parameters": int(model.count_params()),
+            "members": [
+                {"seed": (config.seed + number) % 2**32, "best_epoch": best + 1, "history": history}
+                for number, (_, history, best) in enumerate(members)
+            ],
         },
         "versions": {
             "melanoma": melanoma.__version__,
@@ -334,7 +394,7 @@ def _write_bundle(
         "metrics": {},
     }
     files = {"model.keras": bundles.model_bytes(model), "training_images.parquet": _training_images(rows)}
-    logits = Predictor(_unmeasured(config, model)).logits(validation)
+    logits = Predictor(unmeasured(config, model)).logits(validation)
     temperature = fit_temperature(logits, plan.targets(validation_labels))
     p_melanoma = calibrated(logits, temperature)[:, taxonomy.CODES.index(taxonomy.MELANOMA)]
     point = config.operating_point
@@ -357,11 +417,14 @@ def _write_bundle(
         }
     measured = "test" if not schema.usable(frame, "test").empty else "validation"
     calibrated_bundle = Bundle(bundles.seal(draft, files), files["model.keras"], files["training_images.parquet"])
-    report = evaluation.evaluate_frame(calibrated_bundle, frame, measured, config.catalog, seed=config.seed)
+    report = evaluation.evaluate_frame(
+        calibrated_bundle, frame, measured, config.catalog, seed=config.seed, show_images=config.show_images
+    )
     # The figures alone: the curves and tables lie in evaluation/metrics.json beside it.
-    figures = {name: report.metrics[name] for name in ("n", "n_melanoma", "leak_warning", "recall")}
+    figures = {name: report.metrics[name] for name in ("n", "n_melanoma", "leak_warning", "recall", "subgroups")}
     figures |= {name: value for name, value in report.metrics.items() if isinstance(value, dict) and "value" in value}
     draft["metrics"] = {"split": measured, **figures}
+    files["model_card.md"] = model_card(draft).encode()
     files |= {f"evaluation/{name}": data for name, data in report.files.items()}
     try:
         return bundles.write(storage.normalize(config.out), draft, files)

@@ -103,6 +103,21 @@ def test_copies_under_labels_that_no_rule_has_settled_stay(broken: pd.DataFrame)
     assert labels(frame)["ISIC_0000010"] == ["AK", "NV"]
 
 
+def test_within_a_source_a_photograph_of_two_sources_stays_in_both(broken: pd.DataFrame) -> None:
+    """The other set has the nevi once each, scaled: the ids tell that they are the same."""
+    nevi = (broken["label"] == "NV") & broken["image_id"].between("ISIC_0000020", "ISIC_0000025")
+    scaled = broken[nevi].assign(source="other", sha256=[f"scaled {i}" for i in range(6)], split=None)
+    both = pd.concat([broken, scaled.assign(uri="other/" + scaled["image_id"])], ignore_index=True)
+    across, counts = resolve.resolve(both, rules({"rule": "drop_copies"}))
+    assert counts == [7]
+    assert "other" not in set(across.loc[across["label"].notna(), "source"])
+    within, counts = resolve.resolve(both, rules({"rule": "drop_copies", "within_source": True}))
+    assert counts == [1]
+    assert within.loc[within["source"] == "other", "label"].tolist() == ["NV"] * 6
+    alone, _ = resolve.resolve(broken, rules({"rule": "drop_copies"}))
+    pd.testing.assert_frame_equal(within[within["source"] != "other"], alone)
+
+
 def test_images_are_dropped_by_label_or_by_id(broken: pd.DataFrame) -> None:
     frame, counts = resolve.resolve(
         broken,

@@ -90,6 +90,56 @@ def test_a_brought_test_split_leaves_no_place_for_another() -> None:
         split(frame, 0.1, 0.1, seed=0)
 
 
+def test_a_brought_test_split_is_set_aside_with_its_groups_where_that_is_asked_for() -> None:
+    frame = realistic()
+    frame["split"] = np.where(np.arange(len(frame)) % 10 == 0, "test", "train")
+    result = split(frame, 0.1, 0.2, seed=0, given_test="aside")
+    aside = frame["group_id"].isin(set(frame.loc[frame["split"] == "test", "group_id"]))
+    assert aside.sum() > (frame["split"] == "test").sum()
+    assert result["split"].isna().tolist() == aside.tolist()
+    shares = result.loc[~aside, "split"].value_counts(normalize=True)
+    np.testing.assert_allclose(shares[["validation", "test"]], [0.1, 0.2], atol=0.01)
+    assert split_groups(result) == []
+
+
+def test_a_brought_test_split_that_is_everything_cannot_be_set_aside() -> None:
+    frame = catalog([("MEL", 2), ("NV", 1)], split=["test", None, "test"])
+    with pytest.raises(InputError, match="Every image belongs to a group of the catalog's own test split"):
+        split(frame, 0.1, 0.1, seed=0, given_test="aside")
+    assert split(frame, 0.1, 0.0, seed=0)["split"].tolist() == ["test", None, "test"]
+
+
+def test_every_label_of_every_source_has_its_share() -> None:
+    """A group that two sources share is dealt whole."""
+    groups: list[tuple[str | None, int]] = [
+        *[("MEL", 1)] * 20,
+        *[("NV", 1)] * 200,
+        *[("MEL", 1)] * 40,
+        *[("NV", 1)] * 20,
+    ]
+    frame = catalog(groups, source=["a"] * 220 + ["b"] * 60)
+    for seed in range(5):
+        result = split(frame, 0.25, 0.25, seed)
+        counts = result.groupby(["source", "label"])["split"].value_counts().unstack()
+        expected = {
+            ("a", "MEL"): [5, 5, 10],
+            ("a", "NV"): [50, 50, 100],
+            ("b", "MEL"): [10, 10, 20],
+            ("b", "NV"): [5, 5, 10],
+        }
+        assert counts[["validation", "test", "train"]].T.to_dict("list") == expected
+    frame.loc[frame.index[-20:], "group_id"] = frame["group_id"].iloc[:20].tolist()
+    result = split(frame, 0.25, 0.25, seed=0)
+    assert result["split"].notna().all()
+    assert split_groups(result) == []
+
+
+def test_one_source_is_split_as_if_there_were_none() -> None:
+    frame = realistic()
+    named = split(frame.assign(source="ham10000"), 0.15, 0.15, seed=3)
+    assert named["split"].tolist() == split(frame, 0.15, 0.15, seed=3)["split"].tolist()
+
+
 def test_only_usable_images_are_split() -> None:
     frame = catalog([("MEL", 2), (None, 2), ("NV", 4)], error=[None, None, None, None, "broken", None, None, None])
     frame.loc[4, "split"] = "test"

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from melanoma.evaluation.figures import class_distribution_figure
+from melanoma.evaluation.figures import class_distribution_figure, training_curves_figure
 from melanoma.evaluation.metrics import FIGURES, compute_metrics
 from melanoma.evaluation.report import percent, select_pictures, write_report
 from melanoma.evaluation.subgroups import counts, subgroups
@@ -36,6 +36,7 @@ ABOUT: dict[str, Any] = {
     "source_counts": None,
     "class_distribution": None,
     "leaked_twin": None,
+    "members": [{"history": [], "best_epoch": 1}],
     "labels_changed": 0,
     "versions": {"keras": "3.15.1"},
     "fingerprints": {"sha256 of model.keras": "sha256:beef"},
@@ -104,6 +105,23 @@ EXHIBITS: dict[str, Any] = {
         "leaked_validation": {"n": 30, "accuracy": estimate(0.93, 0.9, 0.96), "melanoma_auc": estimate(0.99)},
     },
     "labels_changed": 7,
+    "members": [
+        {
+            "history": [
+                {
+                    "epoch": epoch,
+                    "loss": 2.0 / epoch,
+                    "validation_loss": 2.2 / epoch + 0.01 * epoch,
+                    "balanced_accuracy": 1 - 0.8 / epoch,
+                    "melanoma_auc": 1 - 0.4 / epoch,
+                    "images_per_second": 1200.0,
+                    "input_wait_share": 0.03,
+                }
+                for epoch in range(1, 13)
+            ],
+            "best_epoch": 9,
+        }
+    ],
 }
 
 
@@ -295,11 +313,12 @@ def test_sections_of_a_full_evaluation(tmp_path: Path) -> None:
         "The same recipe with an honest split, on validation 60%",
         "7 of these images bear a label or a group that rules of repair have changed",
         "ham10000 100 30",
+        "It took 1,200 images a second, and 3.0% of that time was spent waiting for images.",
         "keras 3.15.1",
         "sha256:beef",
     ):
         assert expected in text, expected
-    for figure in ("decision_curve", "subgroups", "class_distribution"):
+    for figure in ("decision_curve", "subgroups", "class_distribution", "training_curves"):
         with Image.open(tmp_path / "figures" / f"{figure}.png") as image:
             image.load()
             assert image.width > 600
@@ -372,3 +391,17 @@ def test_the_report_shows_the_pictures_that_were_selected_with_its_seed(tmp_path
 )
 def test_percent_never_rounds_to_certainty(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+def test_training_curves_show_each_network_and_the_epoch_that_was_kept() -> None:
+    one = EXHIBITS["members"][0]
+    # A bundle need not know every figure of every epoch.
+    other = {"history": [{"epoch": 1, "loss": 1.5, "balanced_accuracy": 0.4}], "best_epoch": 1}
+    losses, validation = training_curves_figure([one, other]).axes
+    curves = [np.asarray(line.get_xydata()).tolist() for line in validation.lines]
+    assert [[epoch["epoch"], epoch["balanced_accuracy"]] for epoch in one["history"]] in curves
+    assert [[epoch["epoch"], epoch["melanoma_auc"]] for epoch in one["history"]] in curves
+    kept = [np.asarray(line.get_xydata()).tolist() for line in validation.lines if line.get_marker() == "D"]
+    assert [[9, one["history"][8]["balanced_accuracy"]]] in kept
+    assert [[1, 0.4]] in kept
+    assert len([line for line in losses.lines if line.get_marker() == "D"]) == 1

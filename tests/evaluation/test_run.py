@@ -37,10 +37,8 @@ def catalog(lesions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(bundle_path: Path, catalog: Path, out: Path, **values: Any) -> dict[str, Any]:
-    config = EvaluateConfig(
-        bundle=str(bundle_path), catalog=str(catalog), out=str(out), split="all", **{"stability_images": 6} | values
-    )
-    return evaluate(config).metrics
+    settings: dict[str, Any] = {"split": "all", "stability_images": 6} | values
+    return evaluate(EvaluateConfig(bundle=str(bundle_path), catalog=str(catalog), out=str(out), **settings)).metrics
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +100,43 @@ def test_a_column_that_cannot_be_measured_by_is_refused(bundle_path: Path, catal
     schema.write(str(tmp_path / "more.parquet"), pd.concat([frame, frame], ignore_index=True).assign(image_id=TWICE))
     with pytest.raises(InputError, match="'image_id' has 72 values: choose one with at most 50"):
         evaluated(bundle_path, tmp_path / "more.parquet", tmp_path / "out", by=("image_id",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_source_is_measured_over_its_own_classes(bundle_path: Path, catalog: Path, tmp_path: Path) -> None:
+    """As HAM10000 in a catalog with a set that tells apart what it joins, and with one of its images relabelled."""
+    frame = schema.read(str(catalog))
+    joined = {"AK": "AK|SCC", "SCC": "AK|SCC", "BKL": "BKL|SK", "SK": "BKL|SK"}
+    coarse = frame.groupby("label").cumcount() < 3
+    frame.loc[coarse, "source"] = "ham10000"
+    frame.loc[coarse, "label"] = frame.loc[coarse, "label"].replace(joined)
+    frame.loc[(frame["label"] == "AK|SCC").idxmax(), "label"] = "AK"
+    schema.write(str(tmp_path / "both.parquet"), frame)
+    fine = next(iter(set(frame["source"]) - {"ham10000"}))
+
+    def classes(*sources: str) -> dict[str, int]:
+        found = evaluated(bundle_path, tmp_path / "both.parquet", tmp_path / "out", sources=sources, stability_images=0)
+        assert {group["value"] for group in found["counts"][1]["groups"]} == set(sources)
+        return dict(found["class_counts"])
+
+    seven = {"AK|SCC": 6, "BCC": 3, "DF": 3, "MEL": 3, "NV": 3, "BKL|SK": 6, "VASC": 3}
+    assert classes("ham10000") == seven
+    assert set(classes(fine).values()) == {1}
+    assert len(classes(fine)) == 9
+    assert classes(fine, "ham10000") == {label: n + len(label.split("|")) for label, n in seven.items()}
+
+
+def test_a_source_that_is_not_there_or_has_no_image_in_the_split_is_one_sentence(
+    bundle_path: Path, catalog: Path, tmp_path: Path
+) -> None:
+    frame = schema.read(str(catalog))
+    frame.loc[frame["split"] == "test", "source"] = "clinic"
+    schema.write(str(tmp_path / "two.parquet"), frame)
+    two = frame["source"].unique().tolist()
+    with pytest.raises(InputError, match=f"has no source 'HAM'; it has {', '.join(sorted(two))}."):
+        evaluated(bundle_path, tmp_path / "two.parquet", tmp_path / "out", sources=("clinic", "HAM"))
+    with pytest.raises(InputError, match="no usable images in the split 'train' that are of clinic"):
+        evaluated(bundle_path, tmp_path / "two.parquet", tmp_path / "out", split="train", sources=("clinic",))
     assert not (tmp_path / "out").exists()
 
 

@@ -24,6 +24,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "random_distortion": {"grid_width": 4, "grid_height": 4, "magnitude": 4},
     "random_erasing": {"rectangle_area": 0.3},
     "histogram_equalisation": {},
+    "frame": {"rotation": 180, "min_scale": 0.7, "max_scale": 1.5, "aspect": 1.3, "shift": 0.1},
+    "colour": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.3, "hue": 10, "light": 0.1, "gamma": 0.2},
+    "resolution": {"min_scale": 0.4, "min_quality": 40},
+    "dark_border": {"min_radius": 0.4},
+    "marks": {},
 }
 # What decides by chance how it looks, and not only whether it happens.
 VARIED = set(PARAMETERS) - {"flip_left_right", "flip_top_bottom", "histogram_equalisation"}
@@ -113,6 +118,11 @@ def test_no_operations_change_nothing(picture: np.ndarray) -> None:
         ({"operation": "zoom", "min_factor": "a", "max_factor": "b"}, "not supported"),
         ({"operation": "random_brightness", "min_factor": 2, "max_factor": 1}, "must be between"),
         ({"operation": "flip_top_bottom", "probabilty": 0.1}, "unexpected keyword argument 'probabilty'"),
+        ({"operation": "frame", "min_scale": 1.2}, "scales have to be over 0 and in order"),
+        ({"operation": "frame", "angle": 3}, "unexpected keyword argument 'angle'"),
+        ({"operation": "colour", "light": -1}, "strengths have to be 0 or more"),
+        ({"operation": "resolution", "min_quality": 0}, "min_quality from 1 to 100"),
+        ({"operation": "dark_border", "min_radius": 2}, "min_radius has to be from 0.3 to 0.75"),
     ],
 )
 def test_wrong_parameters_are_named(augmentation: dict[str, Any], words: str) -> None:
@@ -120,3 +130,31 @@ def test_wrong_parameters_are_named(augmentation: dict[str, Any], words: str) ->
     with pytest.raises(InputError, match=rf"^The augmentation '{augmentation['operation']}': .*{words}") as caught:
         operations(loaded.augmentation)
     assert not str(caught.value).endswith("..")
+
+
+def test_a_frame_without_a_change_is_the_picture(picture: np.ndarray) -> None:
+    same = augment(picture, operations([Augmentation(operation="frame", probability=1.0)]), 0)
+    assert np.abs(same.astype(int) - picture).max() <= 1
+
+
+def test_a_frame_turned_by_half_is_the_picture_turned(picture: np.ndarray) -> None:
+    """Of a full turn to either side the half one is drawn by hand: nothing is lost at the borders."""
+    (frame,) = chain("frame")
+    frame.rotation, frame.scales, frame.aspect, frame.shift = 0.0, (0.5, 0.5), 1.0, 0.0
+    halved = augment(picture, [frame], 0)
+    # At half the size, the picture is in the middle, with its mirror images around it.
+    middle, side = halved[12:36, 12:36].astype(int), halved[12:36, :12].astype(int)
+    assert np.abs(middle - picture.reshape(24, 2, 24, 2, 3).mean(axis=(1, 3))).mean() < 8
+    assert np.abs(side - middle[:, 11::-1]).mean() < 8
+
+
+def test_colours_without_strength_stay(picture: np.ndarray) -> None:
+    same = augment(picture, operations([Augmentation(operation="colour", probability=1.0)]), 0)
+    assert np.abs(same.astype(int) - picture).max() <= 1
+
+
+def test_a_dark_border_darkens_the_corners_alone(picture: np.ndarray) -> None:
+    for seed in range(10):
+        bordered = augment(picture, chain("dark_border"), seed)
+        np.testing.assert_array_equal(bordered[20:28, 20:28], picture[20:28, 20:28])
+    assert any(augment(picture, chain("dark_border"), seed)[0, 0].max() < 40 for seed in range(10))

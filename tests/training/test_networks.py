@@ -1,11 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from melanoma import bundle as bundles
 from melanoma.config import Network
+from melanoma.errors import InputError
 from melanoma.training import networks
 
 NAMES = ["residual", "student"]
+APPLICATIONS = ["MobileNetV3Small", "EfficientNetB0", "ResNet50V2"]  # scaled inside, in layers, and by an operation
 
 
 def network(name: str, **values: object) -> Network:
@@ -100,3 +104,135 @@ def test_any_size_can_be_built(name: str, size: int) -> None:
 def test_width_is_the_channels_of_the_first_stage() -> None:
     small, large = (networks.build(network("residual", width=width), 32, 0).count_params() for width in (4, 8))
     assert 3.5 < large / small < 4.1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"stem": 4},
+        {"blocks": (1, 2, 1)},
+        {"normalization": "group"},
+        {"colour_constancy": 6.0},
+    ],
+    ids=str,
+)
+def test_every_residual_network_is_saved_and_loaded_as_it_is(values: dict[str, object], pixels: np.ndarray) -> None:
+    model = networks.build(network("residual", **values), 32, seed=0)
+    loaded = bundles.load_model(bundles.model_bytes(model))
+    np.testing.assert_array_equal(np.asarray(loaded(pixels, training=False)), np.asarray(model(pixels, training=False)))
+    plain = networks.build(network("residual"), 32, seed=0)
+    assert not np.allclose(np.asarray(model(pixels, training=False)), np.asarray(plain(pixels, training=False)))
+
+
+def test_a_network_without_batch_statistics_gives_an_image_the_same_in_any_batch(pixels: np.ndarray) -> None:
+    model = networks.build(network("residual", normalization="group", dropout=0.0), 32, seed=0)
+    together, alone = np.asarray(model(pixels, training=True)), np.asarray(model(pixels[:1], training=True))
+    np.testing.assert_allclose(together[:1], alone, atol=1e-4)
+
+
+def test_colour_constancy_takes_the_light_out(pixels: np.ndarray) -> None:
+    """The same picture under reddish light: what is lost to rounding is little beside the tint."""
+    dim = (pixels * 0.6).astype(np.uint8)
+    tinted = (dim * np.array([1.3, 0.95, 0.75])).astype(np.uint8)
+    differences = []
+    for power in (None, 6.0):
+        model = networks.build(network("residual", colour_constancy=power), 32, seed=0)
+        differences.append(np.abs(np.asarray(model(dim)) - np.asarray(model(tinted))).max())
+    assert differences[1] < differences[0] / 5
+
+
+def test_half_precision_computes_in_half_and_keeps_weights_and_logits(pixels: np.ndarray) -> None:
+    import keras
+
+    half = networks.build(network("residual"), 32, seed=0, precision="mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
+    assert {str(variable.dtype) for variable in half.variables if "seed" not in variable.path} == {"float32"}
+    assert {layer.compute_dtype for layer in half.layers if "conv" in layer.name} == {"bfloat16"}
+    logits = np.asarray(half(pixels))
+    assert logits.dtype == np.float32
+    whole = networks.build(network("residual"), 32, seed=0)
+    assert [variable.shape for variable in whole.variables] == [variable.shape for variable in half.variables]
+    difference = np.abs(logits - np.asarray(whole(pixels))).max()
+    assert 0 < difference < 0.2
+
+
+def test_an_ensemble_is_the_mean_of_its_members(pixels: np.ndarray) -> None:
+    members = [networks.build(network("residual"), 32, seed=seed) for seed in range(3)]
+    together = networks.ensemble(members, 32)
+    expected = np.mean([np.asarray(member(pixels, training=False)) for member in members], axis=0)
+    np.testing.assert_allclose(np.asarray(together(pixels, training=False)), expected, atol=1e-5)
+    loaded = bundles.load_model(bundles.model_bytes(together))
+    np.testing.assert_allclose(np.asarray(loaded(pixels, training=False)), expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=APPLICATIONS)
+def application(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_network_of_keras_applications_is_saved_and_loaded_as_it_is(application: str, pixels: np.ndarray) -> None:
+    model = networks.build(Network(name=application), 32, seed=0)
+    logits = np.asarray(model(pixels, training=False))
+    assert logits.shape == (5, 9)
+    assert np.isfinite(logits).all()
+    loaded = bundles.load_model(bundles.model_bytes(model))
+    np.testing.assert_allclose(np.asarray(loaded(pixels, training=False)), logits, atol=1e-5)
+    again = networks.build(Network(name=application), 32, seed=0)
+    np.testing.assert_array_equal(np.asarray(again(pixels, training=False)), logits)
+
+
+def test_what_a_network_wants_its_pixels_to_be_is_inside(pixels: np.ndarray) -> None:
+    import keras
+
+    for name, prepare in {
+        "MobileNetV2": keras.applications.mobilenet_v2.preprocess_input,  # -1 to 1
+        "ResNet50": keras.applications.resnet.preprocess_input,  # BGR, less the mean of ImageNet
+    }.items():
+        model = networks.build(Network(name=name), 32, seed=0)
+        features = np.asarray(model.get_layer(networks.BACKBONE)(prepare(pixels.astype(np.float32))))
+        expected = np.asarray(model.get_layer("logits")(features.mean(axis=(1, 2))))
+        raw = np.asarray(model.get_layer(networks.BACKBONE)(pixels.astype(np.float32)))
+        unprepared = np.asarray(model.get_layer("logits")(raw.mean(axis=(1, 2))))
+        # Untrained, they may be tiny.
+        scale = np.abs(expected).max()
+        assert np.abs(np.asarray(model(pixels)) - expected).max() < 1e-3 * scale
+        assert np.abs(unprepared - expected).max() > 0.1 * scale
+
+
+def test_weights_of_a_file_are_loaded(tmp_path: Path, pixels: np.ndarray) -> None:
+    """The stand-in for what Keras downloads with weights: imagenet, which cannot be had in a test."""
+    first = networks.build(Network(name="MobileNetV3Small"), 32, seed=1).get_layer(networks.BACKBONE)
+    for name in ("file.weights.h5", "file.keras"):
+        path = tmp_path / name
+        first.save_weights(path) if name.endswith(".h5") else first.save(path)
+        for synchronized in (False, True):
+            second = networks.build(Network(name="MobileNetV3Small", weights=str(path)), 32, 2, synchronized)
+            for a, b in zip(first.weights, second.get_layer(networks.BACKBONE).weights, strict=True):
+                np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    bare = networks.build(Network(name="MobileNetV3Small", weights=str(tmp_path / "gone.h5")), 32, 2, pretrained=False)
+    assert bare(pixels).shape == (5, 9)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "MobileNetV4"}, "no network 'MobileNetV4': did you mean 'MobileNet"),
+        ({"name": "transformer-of-a-kind"}, "there are residual, student, .*EfficientNetV2B0"),
+        ({"name": "MobileNetV3Small", "weights": "nowhere/file.weights.h5"}, "weights nowhere/file.weights.h5 cannot"),
+        ({"name": "InceptionV3"}, "InceptionV3 cannot be built for images of 32 pixels: .*75"),
+    ],
+    ids=str,
+)
+def test_a_network_that_cannot_be_had_is_a_sentence(values: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        networks.build(Network.model_validate(values), 32, seed=0)
+
+
+def test_weights_of_another_network_are_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "file.weights.h5"
+    networks.build(Network(name="MobileNetV2"), 32, seed=1).get_layer(networks.BACKBONE).save_weights(path)
+    with pytest.raises(InputError, match=r"do not fit the network MobileNetV3Small without its top"):
+        networks.build(Network(name="MobileNetV3Small", weights=str(path)), 32, seed=0)
+    path.write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"do not fit the network MobileNetV3Small without its top"):
+        networks.build(Network(name="MobileNetV3Small", weights=str(path)), 32, seed=0)

@@ -183,3 +183,25 @@ def test_full_sampling_makes_all_classes_alike_and_no_balance_leaves_them() -> N
 def test_copies_are_asked_for_in_one_way(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"add|fill_to"):
         copies_of(**values)
+
+
+def test_a_class_of_each_source_counts_as_a_class_where_balance_goes_by_source() -> None:
+    labels, sources = ["MEL", "NV", "NV", "NV"], ["a", "a", "b", "b"]
+    assert plan.strata(labels, sources, Balance()) == tuple(labels)
+    by_source = plan.strata(labels, sources, Balance(by_source=True))
+    assert by_source == ("MEL of a", "NV of a", "NV of b", "NV of b")
+    np.testing.assert_allclose(plan.draw_probabilities(by_source, 1.0), [1 / 3, 1 / 3, 1 / 6, 1 / 6])
+    rows = plan.class_distribution(labels, Balance(sampling=1.0, by_source=True), sources)
+    assert {row["label"]: row["drawn"] for row in rows} == pytest.approx({"NV": 2 / 3, "MEL": 1 / 3})
+
+
+def test_shares_of_mixup_are_the_larger_ones_and_of_the_seed() -> None:
+    shares = plan.mixup_shares((20, 8), 0.3, seed=1, epoch=2)
+    assert shares.dtype == np.float32
+    assert shares.min() >= 0.5
+    assert shares.max() <= 1
+    assert 0.7 < shares.mean() < 0.95
+    np.testing.assert_array_equal(shares, plan.mixup_shares((20, 8), 0.3, seed=1, epoch=2))
+    for other in ((2, 2), (1, 3)):
+        assert not np.array_equal(shares, plan.mixup_shares((20, 8), 0.3, *other))
+    np.testing.assert_array_equal(plan.mixup_shares((2, 4), 0.0, 0, 0), np.ones((2, 4)))

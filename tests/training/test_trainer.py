@@ -15,6 +15,7 @@ from melanoma.training import loop, networks, plan, trainer
 SIZE = 32
 TRAIN = 80
 LABELS = tuple(taxonomy.CODES[number % 9] for number in range(TRAIN + 24))
+STRATA = tuple(f"{label} of {number % 2}" for number, label in enumerate(LABELS))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def images() -> np.ndarray:
 
 def _splits() -> dict[str, loop.Split]:
     return {
-        "train": loop.Split(np.arange(TRAIN), LABELS[:TRAIN]),
+        "train": loop.Split(np.arange(TRAIN), LABELS[:TRAIN], STRATA[:TRAIN]),
         "validation": loop.Split(np.arange(TRAIN, len(LABELS)), LABELS[TRAIN:]),
     }
 
@@ -51,11 +52,18 @@ def _config(folder: Path, **values: Any) -> config.TrainConfig:
         learning_rate=0.005,
         batch_size=16,
         epochs=2,
-        balance={"sampling": 0.7, "loss_weights": 0.3},
+        balance={"sampling": 0.7, "loss_weights": 0.3, "by_source": True},
+        mixup=0.3,
+        averaged_weights=0.9,
         augmentation=[
             {"operation": "flip_left_right"},
             {"operation": "rotate_random_90"},
             {"operation": "random_brightness", "min_factor": 0.7, "max_factor": 1.3},
+            {"operation": "frame", "rotation": 180, "min_scale": 0.8, "max_scale": 1.5, "aspect": 1.3, "shift": 0.1},
+            {"operation": "colour", "saturation": 0.3, "hue": 10, "light": 0.1},
+            {"operation": "resolution", "min_scale": 0.5, "min_quality": 50},
+            {"operation": "dark_border"},
+            {"operation": "marks"},
         ],
         **values,
     )
@@ -102,3 +110,71 @@ def test_a_run_of_the_same_name_goes_on_where_it_was(ray_cluster: None, images: 
     assert epochs == []
     with pytest.raises(InputError, match="another configuration"):
         trainer.fit(settings.model_copy(update={"learning_rate": 0.1}), images, _splits(), epochs.append)
+
+
+def test_training_stops_when_the_figure_no_longer_rises(ray_cluster: None, images: np.ndarray, tmp_path: Path) -> None:
+    """At a rate of nothing, no epoch is better than the first; the averaged weights are its weights, too."""
+    settings = _config(tmp_path, cpus_per_worker=0.5, patience=2).model_copy(
+        update={"learning_rate": 1e-12, "epochs": 9, "averaged_weights": None}
+    )
+    _, history, best = trainer.fit(settings, images, _splits(), lambda metrics: None)
+    assert (len(history), best) == (3, 0)
+    # Started again, it is as finished as it was.
+    again: list[dict[str, float]] = []
+    assert trainer.fit(settings, images, _splits(), again.append)[1] == history
+    assert again == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "stopped"),
+    [([], False), ([0.5], False), ([0.5, 0.4], False), ([0.5, 0.4, 0.5], True), ([0.5, 0.4, 0.6], False)],
+)
+def test_patience_counts_from_the_best_epoch(figures: list[float], stopped: bool, tmp_path: Path) -> None:
+    settings = _config(tmp_path, patience=2)
+    history = [{"balanced_accuracy": figure} for figure in figures]
+    assert loop.stopped_early(history, settings) is stopped
+    assert not loop.stopped_early(history, settings.model_copy(update={"patience": None}))
+    assert not loop.stopped_early(history, settings.model_copy(update={"select_by": "last"}))
+
+
+def test_the_head_learns_first(ray_cluster: None, images: np.ndarray, tmp_path: Path) -> None:
+    """Transfer learning: while the backbone is frozen its weights and statistics stay, and then they move."""
+    path = tmp_path / "pretrained.weights.h5"
+    start = networks.build(config.Network(name="MobileNetV3Small"), SIZE, 5).get_layer(networks.BACKBONE)
+    start.save_weights(path)
+    network = config.Network(
+        name="MobileNetV3Small", weights=str(path), frozen_epochs=1, fine_tuning_rate=0.001, dropout=0.0
+    )
+    settings = _config(tmp_path / "checkpoints", cpus_per_worker=0.5).model_copy(
+        update={"network": network, "averaged_weights": None, "learning_rate": 0.1, "augmentation": ()}
+    )
+    trainer.fit(settings, images, _splits(), lambda metrics: None)
+    moved = []
+    for path in sorted((tmp_path / "checkpoints").glob("run/checkpoint_*/weights.npz")):
+        model = networks.build(network, SIZE, 0, pretrained=False)
+        loop._assign(model.variables, path)
+        weights = model.get_layer(networks.BACKBONE).weights
+        pairs = zip(weights, start.weights, strict=True)
+        moved.append(max(np.abs(np.asarray(now) - np.asarray(before)).max() for now, before in pairs))
+    assert len(moved) == 2
+    assert moved[0] == 0
+    assert moved[1] > 1e-4
+
+
+def test_workers_that_cannot_share_a_batch_are_a_sentence(tmp_path: Path, lesions: Path) -> None:
+    from melanoma.catalog import build, schema
+    from melanoma.catalog.split import split
+
+    catalog = str(tmp_path / "catalog.parquet")
+    schema.write(catalog, split(build.build([str(lesions)]), 0.5, 0.0, 0))
+    settings = _config(tmp_path).model_copy(update={"catalog": catalog, "out": str(tmp_path / "out")})
+    settings = settings.model_copy(update={"checkpoints": str(tmp_path / "checkpoints")})
+    for workers, words in {
+        3: "batch_size 16 cannot be shared equally by 3 workers",
+        16: "in whole pairs of images",
+        (2, 3): "by 3 workers",
+        (4, 2): r"\(4, 2\) has to be the fewest and the most",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            trainer.check(settings.model_copy(update={"workers": workers}))
+    trainer.check(settings.model_copy(update={"workers": (1, 2)}))

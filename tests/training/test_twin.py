@@ -99,7 +99,7 @@ def test_the_report_shows_leaked_figures_beside_honest_ones(
         accuracy = shown[part]["accuracy"]
         assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
     assert {row["copies"] for row in training["class_distribution"]["rows"]} == {6}
-    assert training["best_epoch"] == 2
+    assert training["members"][0]["best_epoch"] == 2
     # The bundle is of the honest run: it was begun with its own name, and its twin's with another.
     assert {path.name for path in (tmp_path / "checkpoints").glob("*-leaked")}
     report = (tmp_path / "bundle" / "evaluation" / "report.html").read_text()

@@ -1,0 +1,120 @@
+"""Training speed: Ray Train's loop against plain Keras `fit` in memory, and two workers of one core against one.
+
+python tests/benchmarks/training_speed.py [--config configs/reference.yaml] [key=value ...]
+
+Pictures are noise: what is in them costs nothing. Every part is a process of its own and runs after the others, each
+epoch is timed, and the median of all but the first counts, in which the graph is compiled. `fit` has the pictures in
+memory, and augments nothing.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from melanoma import cluster, config, taxonomy
+
+IMAGES = 2048
+EPOCHS = 5
+
+
+def _settings(arguments: argparse.Namespace, **values: Any) -> config.TrainConfig:
+    values = {"catalog": "unused", "out": "unused", "run_name": "run", "epochs": EPOCHS, "members": 1, **values}
+    return config.load(config.TrainConfig, arguments.config, arguments.overrides, **values)
+
+
+def _images(size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), dtype=np.uint8)
+
+
+def _fit(arguments: argparse.Namespace) -> dict[str, float]:
+    """Keras's own `fit`, with the same network, optimizer, batch and precision."""
+    import keras
+
+    from melanoma.training import networks
+
+    settings = _settings(arguments)
+    model = networks.build(settings.network, settings.image_size, 0, precision=settings.precision)
+    model.compile(
+        keras.optimizers.AdamW(settings.learning_rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    labels = np.arange(IMAGES) % len(taxonomy.CODES)
+    seconds: list[float] = []
+
+    class Timer(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.began = time.monotonic()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seconds.append(time.monotonic() - self.began)
+
+    images = _images(settings.image_size)
+    model.fit(images, labels, batch_size=settings.batch_size, epochs=EPOCHS, callbacks=[Timer()], verbose=0)
+    return {"images_per_second": IMAGES / statistics.median(seconds[1:])}
+
+
+def _train(arguments: argparse.Namespace, **values: Any) -> dict[str, float]:
+    from melanoma.training import loop, trainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(arguments, checkpoints=folder, **values)
+        labels = tuple(taxonomy.CODES[number % len(taxonomy.CODES)] for number in range(IMAGES))
+        validation = loop.Split(np.arange(64), labels[:64])
+        splits = {"train": loop.Split(np.arange(IMAGES), labels), "validation": validation}
+        cluster.connect()
+        _, history, _ = trainer.fit(settings, _images(settings.image_size), splits, lambda metrics: None)
+        cluster.disconnect()
+    steady = history[1:]
+    return {
+        name: statistics.median(epoch[name] for epoch in steady) for name in ("images_per_second", "input_wait_share")
+    }
+
+
+def _one_core(arguments: argparse.Namespace) -> dict[str, float]:
+    # Everything of that run is on it: the worker, Ray and its Data tasks.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    return _train(arguments, workers=1, cpus_per_worker=0.5)
+
+
+PARTS = {
+    "Keras fit, in memory, all cores": _fit,
+    "one worker, all cores, no augmentation": lambda arguments: _train(arguments, workers=1, augmentation=[]),
+    "one worker, all cores": lambda arguments: _train(arguments, workers=1),
+    "one worker on one core": _one_core,
+    "two workers on two cores": lambda arguments: _train(arguments, workers=2, cpus_per_worker=0.5),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="configs/reference.yaml")
+    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    arguments = parser.parse_intermixed_args()
+    if arguments.part:
+        print(json.dumps(PARTS[arguments.part](arguments)))
+        return
+    figures = {}
+    for part in PARTS:
+        command = [sys.executable, __file__, "--config", arguments.config, "--part", part, *arguments.overrides]
+        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        figures[part] = json.loads(answer.splitlines()[-1])
+        waits = figures[part].get("input_wait_share")
+        waited = "" if waits is None else f", {waits:.1%} of the time waiting for input"
+        print(f"{part}: {figures[part]['images_per_second']:.1f} images/s{waited}", flush=True)
+    speed = {part: figure["images_per_second"] for part, figure in figures.items()}
+    fit = speed["Keras fit, in memory, all cores"]
+    print(f"against Keras fit, without augmentation: {speed['one worker, all cores, no augmentation'] / fit:.2f}")
+    print(f"against Keras fit, which augments nothing: {speed['one worker, all cores'] / fit:.2f}")
+    print(f"two against one: {speed['two workers on two cores'] / speed['one worker on one core']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
