@@ -31,6 +31,7 @@ from melanoma.errors import InputError, MelanomaError
 from melanoma.evaluation import run as evaluation
 from melanoma.evaluation.calibration import fit_temperature
 from melanoma.evaluation.operating_point import choose_threshold_by_specificity, operating_point
+from melanoma.imaging.decode import PREPROCESSING
 from melanoma.model_card import model_card
 from melanoma.predictor import Predictor, calibrated
 from melanoma.training import loop, networks, plan, tracking, twin
@@ -424,7 +425,7 @@ def _write_bundle(
     figures = {name: report.metrics[name] for name in ("n", "n_melanoma", "leak_warning", "recall", "subgroups")}
     figures |= {name: value for name, value in report.metrics.items() if isinstance(value, dict) and "value" in value}
     draft["metrics"] = {"split": measured, **figures}
-    files["model_card.md"] = model_card(draft).encode()
+    files["model_card.md"] = model_card({"preprocessing": PREPROCESSING, **draft}).encode()
     files |= {f"evaluation/{name}": data for name, data in report.files.items()}
     try:
         return bundles.write(storage.normalize(config.out), draft, files)
