@@ -405,3 +405,16 @@ def test_training_curves_show_each_network_and_the_epoch_that_was_kept() -> None
     assert [[9, one["history"][8]["balanced_accuracy"]]] in kept
     assert [[1, 0.4]] in kept
     assert len([line for line in losses.lines if line.get_marker() == "D"]) == 1
+
+
+def test_images_that_may_not_be_given_away_are_neither_named_nor_shown(tmp_path: Path) -> None:
+    frame = predictions()
+    write_report(tmp_path, frame, compute_metrics(frame, resamples=20), None, ABOUT)
+    assert not (tmp_path / "predictions.parquet").exists()
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "neither named nor shown" in html
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert not [name for name in frame["image_id"] if name.encode() in everything]
+    # The names would be found, if they were there.
+    write(tmp_path, frame)
+    assert any(name in (tmp_path / "report.html").read_text(encoding="utf-8") for name in frame["image_id"])
