@@ -192,6 +192,12 @@ class TrainConfig(Model):
     # Never dumped, and so neither in a bundle nor beside a checkpoint: a tracking URI may hold a password.
     tracking: Tracking = Field(default=Tracking(), exclude=True, repr=False)
 
+    @model_validator(mode="after")
+    def _fewest_and_most(self) -> Self:
+        if not self.worker_counts:
+            raise ValueError(f"workers {self.workers} have to be the fewest and the most, in this order")
+        return self
+
     @property
     def worker_counts(self) -> range:
         """The numbers of workers that the group may have."""

@@ -113,7 +113,7 @@ COLUMNS = {
 def table(figures: Mapping[str, Mapping[str, Any]], figure: str = "accuracy") -> str:
     """The figures of `run` as a Markdown table, with 95% intervals."""
     head = ["step", *COLUMNS.values()]
-    rows = [[step, *(_cell(of_step[name][figure]) for name in COLUMNS)] for step, of_step in figures.items()]
+    rows = [[step, *(cell(of_step[name][figure]) for name in COLUMNS)] for step, of_step in figures.items()]
     lines: Sequence[Sequence[str]] = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + _NOTES
 
@@ -124,5 +124,6 @@ validation, which is therefore optimistic; Test has chosen nothing. With repaire
 """
 
 
-def _cell(estimate: Mapping[str, float]) -> str:
+def cell(estimate: Mapping[str, float]) -> str:
+    """An estimate with its interval, for a table."""
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -1,5 +1,6 @@
 """Augmentor operations on single images, on the fly; and operations of our own for what archives differ in."""
 
+import abc
 import io
 import math
 import random
@@ -16,14 +17,14 @@ from melanoma.errors import InputError
 # Like Augmentor's own, they draw from the global generator of `random`, which `augment` seeds for each image.
 
 
-class _Each(Operation):
+class _Each(Operation, abc.ABC):
     """An operation on each image by itself; images are RGB."""
 
     def perform_operation(self, images: list[Image.Image]) -> list[Image.Image]:
         return [self.change(image) for image in images]
 
-    def change(self, image: Image.Image) -> Image.Image:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def change(self, image: Image.Image) -> Image.Image: ...
 
 
 class Frame(_Each):

@@ -113,7 +113,7 @@ def make_step(
         optimizer.apply(tape.gradient(loss, learned), learned)
         return loss
 
-    @tf.function(reduce_retracing=True, jit_compile=config.xla or None)
+    @tf.function(reduce_retracing=True, jit_compile=config.xla)
     def step(batch: tuple[Any, Any, Any, Any]) -> Any:
         losses = strategy.run(on_replica, args=batch)
         if averages:
@@ -195,7 +195,7 @@ def run(settings: dict[str, Any]) -> None:
         if stopped_early(history, config):
             break
         if step is None or epoch == config.network.frozen_epochs:
-            if config.network.name not in ("residual", "student"):
+            if config.network.frozen_epochs:
                 model.get_layer(networks.BACKBONE).trainable = epoch >= config.network.frozen_epochs
             step = make_step(model, optimizer, averages, strategy, config)
         began, waited = time.monotonic(), 0.0

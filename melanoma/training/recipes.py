@@ -4,7 +4,6 @@ Photographs of a left-out source whose group (same photograph, near-duplicate, l
 is trained on, too, are not tested on.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,8 @@ from melanoma import cluster, config, storage
 from melanoma.catalog import schema
 from melanoma.errors import InputError
 from melanoma.predictor import Predictor
-from melanoma.training import loop, trainer, twin
+from melanoma.training import loop, plan, trainer, twin
+from melanoma.training.ablation import cell
 from melanoma.training.input import cache_images
 
 FLIPS = (1, 8)  # test-time flips to compare
@@ -57,8 +57,7 @@ def run(settings: config.RecipesConfig, say: Callable[[str], None]) -> dict[str,
 def _config(settings: config.RecipesConfig, name: str, changes: Mapping[str, Any]) -> config.TrainConfig:
     values = {"catalog": settings.catalog, "out": settings.out}
     values["checkpoints"] = storage.join(settings.out, "checkpoints")
-    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    own = config.load(config.TrainConfig, settings.config, [*settings.overrides, *overrides], **values)
+    own = config.changed(config.load(config.TrainConfig, settings.config, settings.overrides, **values), changes)
     if own.balance.copies or own.leaked_twin or own.members > 1:
         raise InputError(
             f"The recipe {name!r} has copies, a leaked twin or several members: these are not compared here."
@@ -82,7 +81,7 @@ def _figures(
         name: loop.Split(
             rows,
             tuple(labels[rows]),
-            trainer.plan.strata(labels[rows].tolist(), usable["source"].to_numpy()[rows].tolist(), own.balance),
+            plan.strata(labels[rows].tolist(), usable["source"].to_numpy()[rows].tolist(), own.balance),
         )
         for name, rows in parts.items()
     }
@@ -93,18 +92,18 @@ def _figures(
         "best_epoch": best + 1,
         "seconds": sum(epoch["seconds"] for epoch in history),
         "validation": {name: history[best][name] for name in ("accuracy", "balanced_accuracy", "melanoma_auc")},
+        "on": {source: {} for source in sources},
     }
     for flips in FLIPS:
         predictor = Predictor(trainer.unmeasured(own.model_copy(update={"test_time_flips": flips}), model))
-        result["on"] = result.get("on", {})
         # Each source by itself: that one has more melanomas than another says nothing of a model.
         for source in sources:
             test = np.flatnonzero(unseen & (usable["source"] == source).to_numpy())
             figures = twin.figures(
                 predictor.probabilities(images[test]), labels[test].tolist(), groups[test].tolist(), own.seed
             )
-            result["on"].setdefault(source, {})[str(flips)] = figures
-            say(f"{source}, {flips} orientation(s): melanoma AUC {_cell(figures['melanoma_auc'])}")
+            result["on"][source][str(flips)] = figures
+            say(f"{source}, {flips} orientation(s): melanoma AUC {cell(figures['melanoma_auc'])}")
     return result
 
 
@@ -122,9 +121,5 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     head = ["recipe", *(f"{source}{'' if flips == '1' else f', {flips} orientations'}" for _, source, flips in columns)]
     lines = [head, ["---"] * len(head)]
     for recipe, figures in found.items():
-        lines.append([recipe, *(_cell(figures[a]["on"][source][n]["melanoma_auc"]) for a, source, n in columns)])
+        lines.append([recipe, *(cell(figures[a]["on"][source][n]["melanoma_auc"]) for a, source, n in columns)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _cell(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -24,7 +24,7 @@ from melanoma.training import tracking, trainer
 from melanoma.training.input import cache_images
 
 # What has nothing to do with what is learned cannot be searched.
-_NOT_SEARCHED = {*trainer._MAY_CHANGE, "select_by", "tracking"}
+_NOT_SEARCHED = {*trainer.MAY_CHANGE, "select_by", "tracking"}
 
 
 def run(settings: config.TuneConfig, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def run(settings: config.TuneConfig, say: Callable[[str], None]) -> list[dict[st
         _claim(_record(out, name), trial, fingerprint)
     cluster.connect()
     for trial in trials.values():
-        trainer._check_resources(trial, say)
+        trainer.check_resources(trial, say)
     rows = pd.concat([schema.usable(frame, "train"), schema.usable(frame, "validation")])
     train_count = int((rows["split"] == "train").sum())
     sizes = sorted({trial.image_size for trial in trials.values()})
@@ -119,7 +119,7 @@ def _record(out: str, name: str) -> str:
 def _claim(uri: str, trial: config.TrainConfig, fingerprint: str) -> None:
     """Note what a trial is; raises InputError where another one of its name is noted."""
     mine = {
-        "config": trial.model_dump(mode="json", exclude=trainer._MAY_CHANGE),
+        "config": trial.model_dump(mode="json", exclude=trainer.MAY_CHANGE),
         "catalog_fingerprint": fingerprint,
     }
     if not storage.exists(uri):
@@ -214,7 +214,7 @@ def _train_trial(
         tune.report({**metrics, "noted": False})
 
     originals = ray.get(images[own.image_size])  # no copy
-    together, splits = trainer._with_copies(own, originals, rows, train_count, lambda line: None)
+    together, splits = trainer.with_copies(own, originals, rows, train_count, lambda line: None)
     with tracking.track(own, print) as track_epoch:
         _, whole, _ = trainer.fit(own, together, splits, on_epoch)
     storage.write_json(uri, {**record, "history": whole, "ended": True})

@@ -58,14 +58,14 @@ def train(
     if config.run_name is None:
         config = config.model_copy(update={"run_name": new_run_name()})
     cluster.connect()
-    _check_resources(config, say)
+    check_resources(config, say)
     rows = pd.concat([schema.usable(frame, "train"), schema.usable(frame, "validation")])
     train_count = int((rows["split"] == "train").sum())
     on_distribution(_class_distribution(config, rows[:train_count]))
     say(f"Decoding {len(rows)} images ({train_count} train, {len(rows) - train_count} validation).")
     originals = cache_images(rows["uri"].tolist(), config.image_size)
     twin_exhibit = _train_twin(config, frame, rows, originals, on_epoch, say) if config.leaked_twin else None
-    images, splits = _with_copies(config, originals, rows, train_count, say)
+    images, splits = with_copies(config, originals, rows, train_count, say)
     counts = config.worker_counts
     workers = f"{counts[0]} to {counts[-1]} workers" if len(counts) > 1 else f"{counts[0]} worker(s)"
     say(
@@ -113,7 +113,7 @@ def _class_distribution(config: TrainConfig, train_rows: pd.DataFrame) -> list[p
     )
 
 
-def _with_copies(
+def with_copies(
     config: TrainConfig, originals: np.ndarray, rows: pd.DataFrame, train_count: int, say: Callable[[str], None]
 ) -> tuple[np.ndarray, dict[str, loop.Split]]:
     """The images and splits to train on: the training split with its augmented copies, and validation as it is."""
@@ -199,14 +199,12 @@ def check(config: TrainConfig) -> pd.DataFrame:
             "leaked: run `melanoma split` on it."
         )
     _check_operating_point(config, schema.usable(frame, "validation"))
-    for workers in config.worker_counts or [0]:
+    for workers in config.worker_counts:
         # A pair of mixup has to be one worker's.
-        if not workers or config.batch_size % (workers * (2 if config.mixup else 1)):
+        if config.batch_size % (workers * (2 if config.mixup else 1)):
             parts = "pairs of images" if config.mixup else "images"
             raise InputError(
                 f"batch_size {config.batch_size} cannot be shared equally by {workers} workers, in whole {parts}."
-                if workers
-                else f"workers {config.workers} has to be the fewest and the most, in this order."
             )
     networks.build(config.network, config.image_size, config.seed)
     operations(config.augmentation)
@@ -229,7 +227,7 @@ def _check_operating_point(config: TrainConfig, validation: pd.DataFrame) -> Non
         raise InputError(f"The operating point of {config.catalog} cannot be chosen: {error}.") from None
 
 
-def _check_resources(config: TrainConfig, say: Callable[[str], None]) -> None:
+def check_resources(config: TrainConfig, say: Callable[[str], None]) -> None:
     """Ask for no more than there is: Ray would wait for it without a word."""
     workers = config.worker_counts[0]
     wanted = {"CPU": workers * config.cpus_per_worker + 1, "GPU": workers if config.use_gpu else 0}
@@ -246,7 +244,7 @@ def _check_resources(config: TrainConfig, say: Callable[[str], None]) -> None:
 
 
 def fit(config: TrainConfig, images: np.ndarray, splits: dict[str, loop.Split], on_epoch: OnEpoch) -> Member:
-    """Train with Ray Train."""
+    """Train with Ray Train; `images` uint8 RGB [n, size, size, 3], of which `splits` are rows."""
     name = str(config.run_name)
     _claim(config, name, images, splits)
     progress = Queue(actor_options={"num_cpus": 0})
@@ -290,7 +288,7 @@ def _score(config: TrainConfig) -> str:
 
 
 # What may change when a run is gone on with: where it runs and where it writes, not what it learns.
-_MAY_CHANGE = {
+MAY_CHANGE = {
     *("run_name", "catalog", "out", "checkpoints", "leaked_twin"),
     *("workers", "cpus_per_worker", "use_gpu", "xla", "max_failures", "members", "test_time_flips", "operating_point"),
     *("licence", "show_images"),
@@ -301,7 +299,7 @@ def _claim(config: TrainConfig, name: str, images: np.ndarray, splits: dict[str,
     """Note what the run of this name learns; raises InputError where it is another run's name."""
     uri = storage.join(storage.normalize(config.checkpoints), f"{name}.json")
     mine = {
-        "config": config.model_dump(mode="json", exclude=_MAY_CHANGE),
+        "config": config.model_dump(mode="json", exclude=MAY_CHANGE),
         "images_sha256": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
         "labels_sha256": hashlib.sha256(json.dumps([part.labels for part in splits.values()]).encode()).hexdigest(),
     }

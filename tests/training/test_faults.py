@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -32,13 +32,6 @@ def _load() -> ModuleType:
 
 
 disturbed = _load()
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    cluster.connect()
-    yield
-    cluster.disconnect()
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +154,10 @@ def test_the_group_shrinks_when_a_node_dies(undisturbed: Learned, tmp_path: Path
     from ray.cluster_utils import Cluster
 
     cluster.disconnect()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    lost = nodes.add_node(num_cpus=1)
+    # A worker fits on each of the first two; the third has a core for Ray Data.
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    lost = nodes.add_node(num_cpus=2)
+    nodes.add_node(num_cpus=1)
     try:
         ray.init(address=nodes.address, log_to_driver=False)
         epochs: list[float] = []
@@ -173,7 +168,7 @@ def test_the_group_shrinks_when_a_node_dies(undisturbed: Learned, tmp_path: Path
                 _wait_for_checkpoint(tmp_path)
                 nodes.remove_node(lost, allow_graceful=False)
 
-        own = disturbed.settings(str(tmp_path), (1, 2)).model_copy(update={"cpus_per_worker": 0.9})
+        own = disturbed.settings(str(tmp_path), (1, 2)).model_copy(update={"cpus_per_worker": 1.5})
         found = disturbed.train(own, on_epoch)
     finally:
         ray.shutdown()

@@ -1,14 +1,14 @@
 """Searching with Ray Tune: what is drawn, what is stopped, what is left after an interruption."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from melanoma import cluster, config, taxonomy
+from melanoma import config, taxonomy
 from melanoma.catalog import schema
 from melanoma.catalog.build import build
 from melanoma.catalog.split import split
@@ -17,13 +17,6 @@ from melanoma.training import search
 
 BAD, GOOD = 1e-9, 0.01
 TRIALS = 2
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    cluster.connect()
-    yield
-    cluster.disconnect()
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """The leaked twin: it leaks, as it should, and what is beside it does not."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from melanoma import cluster, config, taxonomy
+from melanoma import config, taxonomy
 from melanoma.catalog import schema
 from melanoma.catalog.build import build
 from melanoma.catalog.split import split
@@ -17,13 +17,6 @@ from melanoma.training import trainer, twin
 SIZE = 32
 LABELS = tuple(code for code in taxonomy.CODES for _ in range(4))
 COPIES = {"add": 6, "augmentation": [{"operation": "rotate_random_90", "probability": 1.0}]}
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    cluster.connect()
-    yield
-    cluster.disconnect()
 
 
 def settings(**values: Any) -> config.TrainConfig:
