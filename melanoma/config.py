@@ -45,6 +45,9 @@ class Network(Model):
     blocks: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)] = (2, 2, 2, 2)  # residual: of each stage
     stem: Literal[2, 4] = 2  # residual: by how much the first layer reduces the picture
     normalization: Literal["batch", "group"] = "batch"  # residual
+    # How many images make their batch statistics together, by themselves ("ghost batches"); null: the whole global
+    # batch, over all workers, which costs them several exchanges a layer and step.
+    ghost_batch: Annotated[int, Field(ge=2)] | None = None
     dropout: Share = 0.3
     # The exponent of Shades of Gray, which makes the light of every picture grey (6 is usual); null: as it is.
     colour_constancy: Annotated[float, Field(ge=1, le=16)] | None = None

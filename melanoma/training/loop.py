@@ -129,6 +129,21 @@ def make_step(
     return step
 
 
+@tf.function
+def share_statistics(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """Moving statistics, of each worker's own images, become their mean over the workers on each of them."""
+    own = [variable for variable in model.non_trainable_variables if variable.dtype == "float32"]
+
+    def on_replica() -> None:
+        values = [tf.identity(variable.value) for variable in own]  # on this replica
+        means = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values)
+        for variable, mean in zip(own, means, strict=True):
+            variable.assign(mean)
+
+    if own and strategy.num_replicas_in_sync > 1:
+        strategy.run(on_replica)
+
+
 def _neighbours(values: Any) -> Any:
     """`values` [n, ...] with the rows of each pair (0, 1), (2, 3), ... exchanged."""
     shape = tf.shape(values)
@@ -157,7 +172,7 @@ def run(settings: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     with strategy.scope():
         model = networks.build(
-            config.network, config.image_size, config.seed, workers > 1, config.precision, pretrained=checkpoint is None
+            config.network, config.image_size, config.seed, workers, config.precision, pretrained=checkpoint is None
         )
         optimizer = make_optimizer(config, steps)
         optimizer.build(model.trainable_variables)
@@ -205,6 +220,7 @@ def run(settings: dict[str, Any]) -> None:
             batch = next(distributed)
             waited += time.monotonic() - asked
             total += float(step(batch))
+        share_statistics(model, strategy)
         trained = time.monotonic() - began
         with _averaged(model, averages) as kept:
             logits = validation_logits(predict, images, validation.rows, rank, workers, strategy)

@@ -206,6 +206,12 @@ def check(config: TrainConfig) -> pd.DataFrame:
             raise InputError(
                 f"batch_size {config.batch_size} cannot be shared equally by {workers} workers, in whole {parts}."
             )
+        part, ghost_batch = config.batch_size // workers, config.network.ghost_batch
+        if ghost_batch and part % ghost_batch:
+            raise InputError(
+                f"batch_size {config.batch_size} gives each of {workers} worker(s) {part} images, which are not whole "
+                f"groups of ghost_batch {ghost_batch}."
+            )
     networks.build(config.network, config.image_size, config.seed)
     operations(config.augmentation)
     if config.balance.copies:

@@ -77,9 +77,38 @@ def test_the_largest_seed_of_a_configuration_works(name: str, pixels: np.ndarray
 def test_batch_statistics_over_all_workers_are_the_same_network(name: str, pixels: np.ndarray) -> None:
     """A worker's network and the one that a bundle is made from have their weights in the same order."""
     plain = networks.build(network(name), 32, seed=0)
-    synchronized = networks.build(network(name), 32, seed=0, synchronized=True)
-    assert [variable.shape for variable in plain.variables] == [variable.shape for variable in synchronized.variables]
-    np.testing.assert_allclose(np.asarray(plain(pixels)), np.asarray(synchronized(pixels)), atol=1e-6)
+    for workers, ghost_batch in ((1, None), (2, None), (2, 2)):
+        trained = networks.build(network(name, ghost_batch=ghost_batch), 32, seed=0, workers=workers)
+        assert [variable.shape for variable in plain.variables] == [variable.shape for variable in trained.variables]
+        np.testing.assert_allclose(np.asarray(plain(pixels)), np.asarray(trained(pixels)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["residual", "MobileNetV3Small"])
+def test_ghost_batches_do_not_see_each_other(name: str, pixels: np.ndarray) -> None:
+    """Normalized in two groups, a batch is what its halves are; and the moving statistics are the means of theirs."""
+    halves = [np.concatenate([pixels, 255 - pixels])[at : at + 4] for at in (0, 4)]
+    outputs, statistics = [], []
+    for batch in (np.concatenate(halves), *halves):
+        model = networks.build(network(name, ghost_batch=4, dropout=0.0), 32, seed=0, workers=1)
+        outputs.append(np.asarray(model(batch, training=True)))
+        moving = [variable for variable in model.non_trainable_variables if "moving" in variable.name]
+        statistics.append([np.asarray(variable) for variable in moving])
+    np.testing.assert_allclose(outputs[0], np.concatenate(outputs[1:]), atol=1e-4)
+    assert len(statistics[0]) > 10
+    for together, first, second in zip(*statistics, strict=True):
+        np.testing.assert_allclose(together, (first + second) / 2, rtol=1e-3, atol=1e-5)
+    whole = networks.build(network(name, dropout=0.0), 32, seed=0, workers=1)
+    assert not np.allclose(np.asarray(whole(np.concatenate(halves), training=True)), outputs[0], atol=1e-2)
+
+
+def test_the_fused_batch_statistics_are_those_of_keras(pixels: np.ndarray) -> None:
+    plain = networks.build(network("residual", dropout=0.0), 32, seed=0)
+    fused = networks.build(network("residual", dropout=0.0), 32, seed=0, workers=1)
+    np.testing.assert_allclose(
+        np.asarray(fused(pixels, training=True)), np.asarray(plain(pixels, training=True)), atol=1e-4
+    )
+    for a, b in zip(fused.non_trainable_variables, plain.non_trainable_variables, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -205,8 +234,8 @@ def test_weights_of_a_file_are_loaded(tmp_path: Path, pixels: np.ndarray) -> Non
     for name in ("file.weights.h5", "file.keras"):
         path = tmp_path / name
         first.save_weights(path) if name.endswith(".h5") else first.save(path)
-        for synchronized in (False, True):
-            second = networks.build(Network(name="MobileNetV3Small", weights=str(path)), 32, 2, synchronized)
+        for workers in (0, 1, 2):
+            second = networks.build(Network(name="MobileNetV3Small", weights=str(path)), 32, 2, workers)
             for a, b in zip(first.weights, second.get_layer(networks.BACKBONE).weights, strict=True):
                 np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     bare = networks.build(Network(name="MobileNetV3Small", weights=str(tmp_path / "gone.h5")), 32, 2, pretrained=False)

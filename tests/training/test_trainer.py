@@ -67,10 +67,15 @@ def _last_weights(folder: Path) -> list[np.ndarray]:
         return [arrays[name] for name in sorted(arrays.files)]
 
 
-def test_two_workers_learn_what_one_learns(ray_cluster: None, images: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ghost_batch", [None, 4])
+def test_two_workers_learn_what_one_learns(
+    ray_cluster: None, images: np.ndarray, tmp_path: Path, ghost_batch: int | None
+) -> None:
     histories, weights = [], []
     for workers in (1, 2):
         settings = _config(tmp_path / str(workers), workers=workers, cpus_per_worker=0.5)
+        network = settings.network.model_copy(update={"ghost_batch": ghost_batch})
+        settings = settings.model_copy(update={"network": network})
         assert settings.epochs * plan.steps_per_epoch(TRAIN, settings.batch_size) == 10
         followed: list[dict[str, float]] = []
         _, history, _ = trainer.fit(settings, images, _splits(), followed.append)
@@ -169,5 +174,11 @@ def test_workers_that_cannot_share_a_batch_are_a_sentence(tmp_path: Path, lesion
         with pytest.raises(InputError, match=words):
             trainer.check(settings.model_copy(update={"workers": workers}))
     trainer.check(settings.model_copy(update={"workers": (1, 2)}))
+    ghosts = settings.model_copy(update={"network": settings.network.model_copy(update={"ghost_batch": 8})})
+    trainer.check(ghosts.model_copy(update={"workers": 2}))
+    with pytest.raises(
+        InputError, match=r"each of 4 worker\(s\) 4 images, which are not whole groups of ghost_batch 8"
+    ):
+        trainer.check(ghosts.model_copy(update={"workers": 4, "mixup": 0}))
     with pytest.raises(InputError, match=r"workers \(4, 2\) have to be the fewest and the most"):
         _config(tmp_path, workers=(4, 2))
