@@ -89,7 +89,7 @@ def make_step(
     strategy: tf.distribute.Strategy,
     config: TrainConfig,
 ) -> Step:
-    """One optimizer step over the global batch; returns the mean weighted loss.
+    """One optimizer step over the global batch; returns this worker's part of the mean weighted loss.
 
     A replica's batch: images uint8 [n, size, size, 3], targets float32 [n, classes], weights float32 [n], and shares
     float32 [n] of mixup (Zhang et al. 2018, arXiv:1710.09412): by how much an image counts beside its neighbour in the
@@ -124,24 +124,26 @@ def make_step(
                 strategy.extended.update(
                     average, lambda mean, now: mean.assign(momentum * mean + (1.0 - momentum) * now), (variable.value,)
                 )
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+        return strategy.experimental_local_results(losses)[0]
 
     return step
 
 
 @tf.function
-def share_statistics(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
-    """Moving statistics, of each worker's own images, become their mean over the workers on each of them."""
+def exchange(model: keras.Model, loss: Any, strategy: tf.distribute.Strategy) -> Any:
+    """At the end of an epoch: the sum of the workers' `loss`; and the moving statistics, which each worker has of its
+    own images, become their mean on all of them."""
     own = [variable for variable in model.non_trainable_variables if variable.dtype == "float32"]
 
-    def on_replica() -> None:
-        values = [tf.identity(variable.value) for variable in own]  # on this replica
-        means = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values)
-        for variable, mean in zip(own, means, strict=True):
-            variable.assign(mean)
+    def on_replica() -> Any:
+        context = tf.distribute.get_replica_context()
+        if own:
+            values = [tf.identity(variable.value) for variable in own]  # on this replica
+            for variable, mean in zip(own, context.all_reduce(tf.distribute.ReduceOp.MEAN, values), strict=True):
+                variable.assign(mean)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(loss))
 
-    if own and strategy.num_replicas_in_sync > 1:
-        strategy.run(on_replica)
+    return strategy.experimental_local_results(strategy.run(on_replica))[0]
 
 
 def _neighbours(values: Any) -> Any:
@@ -188,13 +190,14 @@ def run(settings: dict[str, Any]) -> None:
     part_size = config.batch_size // workers
     batches = training_batches(settings["images"], train, config, range(len(history), config.epochs), rank, workers)
 
-    def feed(_: Any) -> tf.data.Dataset:
-        def generate() -> Iterator[tuple[np.ndarray, ...]]:
-            for pixels, position, share in batches:
-                yield pixels, targets[position], weights[position], share
+    def generate() -> Iterator[tuple[np.ndarray, ...]]:
+        for pixels, position, share in batches:
+            yield pixels, targets[position], weights[position], share
 
-        size = config.image_size
-        return tf.data.Dataset.from_generator(
+    size = config.image_size
+    # Not one of tf.distribute's own: those ask all workers, at every step, whether each of them has a batch.
+    fed = iter(
+        tf.data.Dataset.from_generator(
             generate,
             output_signature=(
                 tf.TensorSpec((part_size, size, size, 3), tf.uint8),
@@ -203,8 +206,7 @@ def run(settings: dict[str, Any]) -> None:
                 tf.TensorSpec((part_size,), tf.float32),
             ),
         ).prefetch(2)
-
-    distributed = iter(strategy.distribute_datasets_from_function(feed)) if workers > 1 else iter(feed(None))
+    )
     step: Step | None = None
     for epoch in range(len(history), config.epochs):
         if stopped_early(history, config):
@@ -217,10 +219,10 @@ def run(settings: dict[str, Any]) -> None:
         total = 0.0
         for _ in range(steps):
             asked = time.monotonic()
-            batch = next(distributed)
+            batch = next(fed)
             waited += time.monotonic() - asked
             total += float(step(batch))
-        share_statistics(model, strategy)
+        total = float(exchange(model, tf.constant(total), strategy))
         trained = time.monotonic() - began
         with _averaged(model, averages) as kept:
             logits = validation_logits(predict, images, validation.rows, rank, workers, strategy)
