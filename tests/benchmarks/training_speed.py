@@ -1,5 +1,8 @@
 """Training speed: Ray Train's loop against plain Keras `fit` in memory, and two workers of one core against one.
 
+What two cores can give at most, which share memory and often more, is measured, too: two trainings side by side that
+have nothing to do with each other.
+
 python tests/benchmarks/training_speed.py [--config configs/reference.yaml] [key=value ...]
 
 Pictures are noise: what is in them costs nothing. Every part is a process of its own and runs after the others, each
@@ -77,18 +80,41 @@ def _train(arguments: argparse.Namespace, **values: Any) -> dict[str, float]:
     }
 
 
-def _one_core(arguments: argparse.Namespace) -> dict[str, float]:
+def _one_core(arguments: argparse.Namespace, core: int = 0) -> dict[str, float]:
     # Everything of that run is on it: the worker, Ray and its Data tasks.
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
     return _train(arguments, workers=1, cpus_per_worker=0.5)
 
 
+def _side_by_side(arguments: argparse.Namespace) -> dict[str, float]:
+    both = [_start(arguments, part) for part in (ONE, OTHER)]
+    return {"images_per_second": sum(_answer(process)["images_per_second"] for process in both)}
+
+
+def _start(arguments: argparse.Namespace, part: str) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--config", arguments.config, "--part", part, *arguments.overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
+    answer, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{process.args!r} ended with {process.returncode}")
+    found: dict[str, float] = json.loads(answer.splitlines()[-1])
+    return found
+
+
+FIT, PLAIN, WHOLE = "Keras fit, in memory, all cores", "one worker, all cores, no augmentation", "one worker, all cores"
+ONE, OTHER, TWO = "one worker on one core", "one worker on the other core", "two workers on two cores"
+APART = "two trainings apart, side by side on two cores"
 PARTS = {
-    "Keras fit, in memory, all cores": _fit,
-    "one worker, all cores, no augmentation": lambda arguments: _train(arguments, workers=1, augmentation=[]),
-    "one worker, all cores": lambda arguments: _train(arguments, workers=1),
-    "one worker on one core": _one_core,
-    "two workers on two cores": lambda arguments: _train(arguments, workers=2, cpus_per_worker=0.5),
+    FIT: _fit,
+    PLAIN: lambda arguments: _train(arguments, workers=1, augmentation=[]),
+    WHOLE: lambda arguments: _train(arguments, workers=1),
+    ONE: _one_core,
+    OTHER: lambda arguments: _one_core(arguments, core=1),
+    APART: _side_by_side,
+    TWO: lambda arguments: _train(arguments, workers=2, cpus_per_worker=0.5),
 }
 
 
@@ -101,19 +127,17 @@ def main() -> None:
     if arguments.part:
         print(json.dumps(PARTS[arguments.part](arguments)))
         return
-    figures = {}
+    speed = {}
     for part in PARTS:
-        command = [sys.executable, __file__, "--config", arguments.config, "--part", part, *arguments.overrides]
-        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        figures[part] = json.loads(answer.splitlines()[-1])
-        waits = figures[part].get("input_wait_share")
+        figure = _answer(_start(arguments, part))
+        speed[part] = figure["images_per_second"]
+        waits = figure.get("input_wait_share")
         waited = "" if waits is None else f", {waits:.1%} of the time waiting for input"
-        print(f"{part}: {figures[part]['images_per_second']:.1f} images/s{waited}", flush=True)
-    speed = {part: figure["images_per_second"] for part, figure in figures.items()}
-    fit = speed["Keras fit, in memory, all cores"]
-    print(f"against Keras fit, without augmentation: {speed['one worker, all cores, no augmentation'] / fit:.2f}")
-    print(f"against Keras fit, which augments nothing: {speed['one worker, all cores'] / fit:.2f}")
-    print(f"two against one: {speed['two workers on two cores'] / speed['one worker on one core']:.2f}")
+        print(f"{part}: {speed[part]:.1f} images/s{waited}", flush=True)
+    print(f"against Keras fit, without augmentation: {speed[PLAIN] / speed[FIT]:.2f}")
+    print(f"against Keras fit, which augments nothing: {speed[WHOLE] / speed[FIT]:.2f}")
+    print(f"two workers against one: {speed[TWO] / speed[ONE]:.2f}")
+    print(f"two trainings apart against one: {speed[APART] / speed[ONE]:.2f}")
 
 
 if __name__ == "__main__":
