@@ -23,7 +23,7 @@ BACKBONE = "backbone"  # the layer that holds the pretrained part, where a netwo
 
 
 class _GhostBatchNormalization(keras.layers.BatchNormalization):
-    """Batch statistics of every `together` images by themselves (Hoffer et al. 2017, arXiv:1705.08741); 0: of all.
+    """Batch statistics of every `together` images by themselves (Hoffer et al. 2017, arXiv:1705.08741).
 
     A worker that holds whole groups of them needs nothing of the others, so that it is the same training with any
     number of workers. The kernel is TensorFlow's fused one, which stays in the precision of its input: Keras 3's own
@@ -33,14 +33,16 @@ class _GhostBatchNormalization(keras.layers.BatchNormalization):
     `melanoma.training.loop` takes once an epoch, is what a single worker would have.
     """
 
-    together = 0
+    def __init__(self, together: int, **values: Any) -> None:
+        super().__init__(**values)
+        self.together = together
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if not (training and self.trainable):
             return super().call(inputs, training=False)
         gamma = self.gamma.value if self.scale else tf.ones(inputs.shape[-1])
         beta = self.beta.value if self.center else tf.zeros(inputs.shape[-1])
-        parts = tf.split(inputs, inputs.shape[0] // self.together) if self.together else [inputs]
+        parts = tf.split(inputs, inputs.shape[0] // self.together)
         normalized, means, variances = zip(
             *(tf.compat.v1.nn.fused_batch_norm(part, gamma, beta, epsilon=self.epsilon) for part in parts), strict=True
         )
@@ -81,13 +83,10 @@ def build(
 
 
 def _batch_normalization(network: Network, workers: int, **values: Any) -> keras.layers.Layer:
-    if not workers:
-        return keras.layers.BatchNormalization(**values)
-    if workers > 1 and network.ghost_batch is None:
-        return keras.layers.BatchNormalization(**{**values, "synchronized": True})
-    layer = _GhostBatchNormalization(**values)
-    layer.together = network.ghost_batch or 0
-    return layer
+    if workers and network.ghost_batch:
+        return _GhostBatchNormalization(network.ghost_batch, **values)
+    # One worker and many have to do the same arithmetic: training multiplies what they round differently.
+    return keras.layers.BatchNormalization(**{**values, "synchronized": workers > 1})
 
 
 def ensemble(members: Sequence[keras.Model], size: int) -> keras.Model:

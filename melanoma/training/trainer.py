@@ -19,6 +19,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import melanoma
 from melanoma import bundle as bundles
@@ -253,7 +254,9 @@ def fit(config: TrainConfig, images: np.ndarray, splits: dict[str, loop.Split], 
     """Train with Ray Train; `images` uint8 RGB [n, size, size, 3], of which `splits` are rows."""
     name = str(config.run_name)
     _claim(config, name, images, splits)
-    progress = Queue(actor_options={"num_cpus": 0})
+    # Beside the driver: on any other node it would die with that node, and the training with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     filesystem, path = storage.arrow_filesystem(config.checkpoints)
     trainer = TensorflowTrainer(
         loop.run,

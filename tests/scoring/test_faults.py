@@ -9,32 +9,41 @@ import pytest
 
 from melanoma import config, storage
 from melanoma.errors import InputError, MelanomaError
-from melanoma.scoring.run import Outcome, committed_runs, score
+from melanoma.scoring import run
+from melanoma.scoring.run import Outcome, committed_runs
 
-TODAY = datetime.datetime.now(datetime.UTC).date().isoformat()
-YESTERDAY = (datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)).isoformat()
+YESTERDAY, TODAY = "2026-11-20", "2026-11-21"
+NOW = datetime.datetime(2026, 11, 21, 23, 59, tzinfo=datetime.UTC)
 
 
 @pytest.fixture
-def night(ray_cluster: None, tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path) -> Callable[..., Outcome]:
-    """Score an archive of four images, two a shard, into tmp_path/out."""
+def night(
+    ray_cluster: None,
+    tmp_path: Path,
+    lesion: Callable[..., bytes],
+    bundle_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Outcome]:
+    """Score an archive of four images, two a shard, into tmp_path/out; without a date it is `TODAY`'s run."""
+    # By the machine's clock these tests would fail whenever midnight passes between two of their runs.
+    monkeypatch.setattr(run, "_now", lambda: NOW)
     for seed in range(4):
         (tmp_path / "archive").mkdir(exist_ok=True)
         (tmp_path / "archive" / f"{seed}.jpg").write_bytes(lesion(seed=seed))
 
-    def run(**values: Any) -> Outcome:
+    def score_it(**values: Any) -> Outcome:
         places = {"archive": str(tmp_path / "archive"), "out": str(tmp_path / "out"), "bundle": str(bundle_path)}
         settings = config.load(config.ScoreConfig, None, **{**places, "shard_size": 2, "workers": 1, **values})
-        return score(settings, say=lambda _: None)
+        return run.score(settings, say=lambda _: None)
 
-    return run
+    return score_it
 
 
 def cut_off(out: Path, record: dict[str, Any]) -> Path:
     """Make of a finished run one that was killed before its last shard was written."""
-    run = f"run_id={record['run_id']}"
-    (out / "runs" / f"{run}.json").unlink()
-    last = out / "scores" / f"run_date={record['run_date']}" / run / "shard-00001.parquet"
+    folder = f"run_id={record['run_id']}"
+    (out / "runs" / f"{folder}.json").unlink()
+    last = out / "scores" / f"run_date={record['run_date']}" / folder / "shard-00001.parquet"
     last.unlink()
     return last
 

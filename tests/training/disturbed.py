@@ -24,8 +24,7 @@ def settings(checkpoints: str, workers: int | tuple[int, int], **values: Any) ->
         checkpoints=checkpoints,
         run_name="run",
         image_size=SIZE,
-        # With groups of its own, a worker does the same arithmetic, whoever else is there.
-        network={"width": 4, "dropout": 0.0, "ghost_batch": 8},
+        network={"width": 4, "dropout": 0.0},
         optimizer="sgd",
         learning_rate=0.005,
         batch_size=16,
