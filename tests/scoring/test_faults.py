@@ -1,6 +1,7 @@
 """Runs that were cut off, mixed up or could read nothing: what the next call makes of them."""
 
 import datetime
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from melanoma.scoring import run
 from melanoma.scoring.run import Outcome, committed_runs
 
 YESTERDAY, TODAY = "2026-11-20", "2026-11-21"
-NOW = datetime.datetime(2026, 11, 21, 23, 59, tzinfo=datetime.UTC)
+NOON = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC)
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def night(
 ) -> Callable[..., Outcome]:
     """Score an archive of four images, two a shard, into tmp_path/out; without a date it is `TODAY`'s run."""
     # By the machine's clock these tests would fail whenever midnight passes between two of their runs.
-    monkeypatch.setattr(run, "_now", lambda: NOW)
+    seconds = itertools.count()
+    monkeypatch.setattr(run, "_now", lambda: NOON + datetime.timedelta(seconds=next(seconds)))
     for seed in range(4):
         (tmp_path / "archive").mkdir(exist_ok=True)
         (tmp_path / "archive" / f"{seed}.jpg").write_bytes(lesion(seed=seed))
