@@ -27,7 +27,7 @@ demo: install
 	.venv/bin/melanoma demo --out demo
 
 test: install lint
-	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: install lint
 	.venv/bin/python -m pytest

@@ -36,8 +36,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-# Text is never wrapped in the middle of a path, and a table that goes to a file is not squeezed into 80 columns.
-_WIDTH = None if sys.stdout.isatty() else 160
+# Text is never wrapped in the middle of a path, and neither is a table that goes to a file.
+_WIDTH = None if sys.stdout.isatty() else 1000
 # Paths and labels are the users' own words: square brackets in them are not markup.
 answer = Console(highlight=False, markup=False, soft_wrap=True, width=_WIDTH)
 progress_console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
