@@ -53,6 +53,7 @@ def _settings(catalog: str, **values: object) -> config.RecipesConfig:
     return config.RecipesConfig.model_validate(tree)
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_tested_on_but_for_what_is_trained_on_too(ray_cluster: None, catalog: str) -> None:
     settings = _settings(catalog, recipes={"plain": {"seed": 3}})
     found = recipes.run(settings, lambda line: None)

@@ -109,6 +109,7 @@ def test_a_run_of_the_same_name_goes_on_where_it_was(ray_cluster: None, images: 
         trainer.fit(settings.model_copy(update={"learning_rate": 0.1}), images, _splits(), epochs.append)
 
 
+@pytest.mark.slow
 def test_training_stops_when_the_figure_no_longer_rises(ray_cluster: None, images: np.ndarray, tmp_path: Path) -> None:
     """At a rate of nothing, no epoch is better than the first; the averaged weights are its weights, too."""
     settings = _config(tmp_path, cpus_per_worker=0.5, patience=2).model_copy(
@@ -134,6 +135,7 @@ def test_patience_counts_from_the_best_epoch(figures: list[float], stopped: bool
     assert not loop.stopped_early(history, settings.model_copy(update={"select_by": "last"}))
 
 
+@pytest.mark.slow
 def test_the_head_learns_first(ray_cluster: None, images: np.ndarray, tmp_path: Path) -> None:
     """Transfer learning: while the backbone is frozen its weights and statistics stay, and then they move."""
     path = tmp_path / "pretrained.weights.h5"

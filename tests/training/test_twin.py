@@ -54,6 +54,7 @@ def test_copies_of_one_photograph_lie_on_both_sides(ray_cluster: None, images: n
     np.testing.assert_array_equal(again, together)
 
 
+@pytest.mark.slow
 def test_the_report_shows_leaked_figures_beside_honest_ones(
     ray_cluster: None, lesion: Callable[..., bytes], tmp_path: Path
 ) -> None:
