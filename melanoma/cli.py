@@ -7,6 +7,7 @@ Answers go to standard output, progress to standard error.
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections import Counter
@@ -16,8 +17,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from melanoma import __version__, config, quiet, storage, taxonomy
 from melanoma.errors import InputError, MelanomaError
@@ -101,6 +111,13 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
 
 
+class _Rate(ProgressColumn):
+    """How many a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
 @contextlib.contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal; elsewhere a line for each tenth."""
@@ -115,7 +132,7 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
         yield line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=progress_console, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -533,7 +550,13 @@ def _reliability(point: dict[str, Any]) -> str:
 
 @app.command(epilog="Example: melanoma score s3://archive/2026 --out s3://results --bundle s3://models/current")
 def score(
-    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="A folder or an s3:// prefix.")],
+    archive: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARCHIVE...",
+            help="Folders and s3:// prefixes; manifests (.csv, .parquet); manifest.json of an S3 Inventory.",
+        ),
+    ],
     out: Annotated[str, typer.Option(help="Folder or s3:// URI of the results.")],
     bundle: BundleOption = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run; default: the date and a digest.")] = None,
@@ -546,7 +569,7 @@ def score(
     settings = config.load(
         config.ScoreConfig,
         config_file,
-        archive=archive,
+        archive=archive[0] if len(archive) == 1 else archive,
         out=out,
         bundle=bundle,
         run_id=run_id,
@@ -559,8 +582,8 @@ def score(
 def run_score(settings: config.ScoreConfig, as_json: bool = False) -> None:
     from melanoma.scoring.run import score
 
-    with _bar("Scoring") as bar:
-        outcome = score(settings, lambda progress: bar(progress.done, progress.total), say)
+    with _bar("Scoring") as bar, _log_lines(settings.log):
+        outcome = score(settings, lambda watch: bar(watch.done, watch.total), say)
     record = outcome.record
     if as_json:
         _print_json({**record, "changed": outcome.changed})
@@ -568,6 +591,38 @@ def run_score(settings: config.ScoreConfig, as_json: bool = False) -> None:
     if not outcome.changed:
         answer.print(f"The run {record['run_id']} was finished at {record['finished_at']}: nothing was changed.")
     print_run(record, settings.out)
+
+
+def run_benchmark(settings: config.BenchmarkConfig) -> None:
+    """What jobs/benchmark.py calls."""
+    from melanoma.scoring import benchmark
+
+    found = benchmark.run(settings, say)
+    answer.print(benchmark.table(found))
+    answer.print(f"Figures: {settings.out}/benchmark.json, table: {settings.out}/benchmark.md")
+
+
+@contextlib.contextmanager
+def _log_lines(path: str | None) -> Iterator[None]:
+    """The run's log lines go into a file, if one is named, and to stderr where no terminal shows a bar."""
+    from melanoma.scoring.run import LOG
+
+    handlers: list[logging.Handler] = [] if progress_console.is_terminal else [logging.StreamHandler()]
+    if path:
+        try:
+            handlers.append(logging.FileHandler(path))
+        except OSError as error:
+            raise InputError(f"The log {path} cannot be written: {error.strerror}.") from None
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    for handler in handlers:
+        LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            LOG.removeHandler(handler)
+            handler.close()
 
 
 def print_run(record: dict[str, Any], out: str) -> None:

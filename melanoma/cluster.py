@@ -10,7 +10,7 @@ import ray.data
 
 from melanoma import quiet
 
-_LOCAL: dict[str, Any] = {
+STARTED_HERE: dict[str, Any] = {
     "address": "local",
     # Ray Data needs a core beside the one that a training worker holds.
     "num_cpus": max(2, os.cpu_count() or 1),
@@ -29,7 +29,7 @@ def connect() -> None:
         return
     # Ray prints an error for every pool of actors that Ray Data makes: https://github.com/ray-project/ray/issues/53727
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    address = {} if os.environ.get("RAY_ADDRESS") else _LOCAL
+    address = {} if os.environ.get("RAY_ADDRESS") else STARTED_HERE
     if address:
         # Without one in the environment, Ray writes a token into the home folder, which a container may forbid.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -54,3 +54,7 @@ def _quiet_ray_data() -> None:
 
 def cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def gpus() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))

@@ -286,17 +286,42 @@ class RecipesConfig(Model):
 
 
 class ScoreConfig(Model):
-    archive: str
+    archive: str | tuple[str, ...]  # folders, prefixes, manifests, inventories: see melanoma.scoring.archive
     out: str
     bundle: str | None = None  # None: the reference bundle, see melanoma.bundle
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     run_date: Date = None
     all: bool = False  # score what this very model has already scored, too
     workers: Positive | None = None  # actors that fetch, decode and predict; None: one a core
+    gpus: Annotated[int, Field(ge=0)] | None = None  # on which the network is asked; None: all; 0: workers ask it
     batch_size: Positive = 32
+    requests: Positive = 32  # objects that each worker fetches at a time
+    bytes_ahead: Positive = 64 * 2**20  # that each worker holds of them at most
+    patience: Annotated[float, Field(ge=0)] = 120  # seconds for which a store that does not answer is asked again
     shard_size: Positive | None = None  # images an output file; None: by the size of the archive
+    max_access_share: Share = 0.25  # of the images: with more of them unreadable, the run fails at its end
     max_bytes: Positive = 64 * 2**20
     max_pixels: Positive = 64_000_000
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None  # of the driver, for Prometheus; null: none
+    metrics_host: str = "127.0.0.1"
+    log: str | None = None  # a file to which one line of JSON a minute is added
+
+
+class BenchmarkConfig(Model):
+    archive: str | tuple[str, ...]
+    out: str  # a local folder for what is measured
+    measure: Annotated[tuple[Literal["speed", "latency", "growth", "nodes", "start"], ...], Field(min_length=1)] = (
+        "speed",
+    )
+    bundle: str | None = None
+    images: Positive = 2000  # at most so many of the archive
+    repeat: Positive = 1  # each under so many names
+    rounds: Positive = 3  # of all that is measured, but for growth
+    resize: tuple[Positive, Positive] | None = None  # copies of this width and height; null: as they are
+    many: Annotated[int, Field(ge=100)] = 50_000  # of the larger archive of "growth"
+    cores: Positive | None = None  # None: those of this machine
+    peers: tuple[str, ...] | None = None  # of melanoma.scoring.peers; None: all that are installed
+    score: dict[str, Any] = Field(default_factory=dict)  # keys of the scoring run, such as {batch_size: 64}
 
 
 C = TypeVar("C", bound=Model)

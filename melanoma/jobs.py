@@ -14,6 +14,7 @@ C = TypeVar(
     config.TrainConfig,
     config.EvaluateConfig,
     config.ScoreConfig,
+    config.BenchmarkConfig,
     config.AblationConfig,
     config.RecipesConfig,
     config.TuneConfig,
@@ -45,9 +46,10 @@ def _refuse_relative_places(settings: C) -> None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # what `ray job submit` sets
         return
     for key in _PLACES:
-        place = getattr(settings, key, None)
-        if isinstance(place, str) and not place.startswith(("/", "s3://", "file://")):
-            raise InputError(
-                f"The key {key!r} is {place!r}: a submitted job needs an s3:// URI or an absolute path that every node "
-                f"reaches, such as {key}=s3://bucket/{key}."
-            )
+        places = getattr(settings, key, None)
+        for place in [places] if isinstance(places, str) else places or []:
+            if not place.startswith(("/", "s3://", "file://")):
+                raise InputError(
+                    f"The key {key!r} is {place!r}: a submitted job needs an s3:// URI or an absolute path that every "
+                    f"node reaches, such as {key}=s3://bucket/{key}."
+                )

@@ -23,11 +23,14 @@ from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote
 
 import boto3
+import boto3.exceptions
 import botocore.config
 import botocore.exceptions
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+import tenacity
+import urllib3.exceptions
 
 from melanoma.errors import InputError
 
@@ -35,7 +38,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
+_BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError"}
 _BODY_ATTEMPTS = 3
+# While a body is read, not every error of urllib3 becomes one of botocore.
+_BROKEN_OFF = (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError)
 _FORBIDDEN = {
     "AccessDenied",
     "403",
@@ -49,6 +55,10 @@ _FORBIDDEN = {
 }
 
 
+class UnavailableError(ConnectionError):
+    """The object store did not answer, broke off, or asked to be left alone for a while: a later try may succeed."""
+
+
 @dataclass(frozen=True)
 class ObjectInfo:
     """One listed object. `etag` changes when the content does: S3's ETag, or size and modification time of a file."""
@@ -56,6 +66,16 @@ class ObjectInfo:
     uri: str
     size: int
     etag: str
+
+
+def retrying(seconds: float) -> tenacity.Retrying:
+    """Calls a function of this module again, later and later, as long as it raises `UnavailableError`; then that."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UnavailableError),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+        stop=tenacity.stop_after_delay(seconds),
+        reraise=True,
+    )
 
 
 def is_s3(uri: str) -> bool:
@@ -121,6 +141,11 @@ def _client(process: int) -> Any:
     )
 
 
+def forget_client() -> None:
+    """Let the next request read the environment anew."""
+    _client.cache_clear()
+
+
 def _s3() -> Any:
     """The client of this process: it is thread-safe, but must not be carried through a fork."""
     try:
@@ -155,8 +180,8 @@ def _plain_errors(function: Callable[P, T]) -> Callable[P, T]:
             ) from None
         except botocore.exceptions.ParamValidationError:
             raise FileNotFoundError(f"{args[0]} is not a valid S3 name.") from None
-        except botocore.exceptions.BotoCoreError as error:
-            raise ConnectionError(f"The object store did not answer for {args[0]} ({type(error).__name__}).") from None
+        except (*_BROKEN_OFF, boto3.exceptions.Boto3Error) as error:
+            raise UnavailableError(f"The object store did not answer for {args[0]} ({type(error).__name__}).") from None
         except ValueError:  # a null byte, or half a surrogate pair
             raise FileNotFoundError(f"{args[0]!a} cannot be the name of a file or object.") from None
 
@@ -170,7 +195,8 @@ def _os_error(code: str, status: str, uri: str) -> OSError:
         return FileNotFoundError(f"{uri} does not exist.")
     if code in _FORBIDDEN or status in {"401", "403"}:
         return PermissionError(f"The object store refused access to {uri} ({code}): check the credentials.")
-    return OSError(f"The object store failed for {uri} ({code or status}).")
+    kind = UnavailableError if status.startswith("5") or status == "429" or code in _BUSY else OSError
+    return kind(f"The object store failed for {uri} ({code or status}).")
 
 
 def list_objects(uri: str) -> Iterator[ObjectInfo]:
@@ -238,21 +264,42 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
 
     Raises FileNotFoundError, PermissionError or another OSError.
     """
-    count = -1 if limit is None else limit + 1
     if is_s3(uri):
         bucket, key = _split(uri)
         for _ in range(_BODY_ATTEMPTS):
             response = _s3().get_object(Bucket=bucket, Key=key)
-            wanted = int(response["ContentLength"]) if limit is None else min(int(response["ContentLength"]), count)
-            with contextlib.closing(response["Body"]) as body, contextlib.suppress(botocore.exceptions.BotoCoreError):
+            if (wanted := response.get("ContentLength")) is None:
+                raise UnavailableError(f"The object store did not say how long {uri} is.")
+            if limit is not None:
+                wanted = min(wanted, limit + 1)
+            with contextlib.closing(response["Body"]) as body, contextlib.suppress(*_BROKEN_OFF):
                 # botocore repeats a request, but not a body that breaks off, and takes part of one for all of it.
                 if len(data := bytes(body.read(wanted))) == wanted:
                     return data
-        raise ConnectionError(f"The object store broke off while sending {uri}.")
+        raise UnavailableError(f"The object store broke off while sending {uri}.")
     if not stat.S_ISREG(os.stat(uri).st_mode):
         raise OSError(f"{uri} is not a regular file.")
     with open(uri, "rb") as file:
-        return file.read(count)
+        # Not `count` at once: Python takes memory for all that is asked for.
+        return file.read() if limit is None else file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+
+
+@_plain_errors
+def info(uri: str) -> ObjectInfo:
+    """What a listing would say of one object. Raises FileNotFoundError, PermissionError or another OSError."""
+    if not is_s3(uri):
+        os.stat(uri)  # `_local_info` takes a dangling link for one
+        return _local_info(uri)
+    bucket, key = _split(uri)
+    head = _s3().head_object(Bucket=bucket, Key=key)
+    return ObjectInfo(uri, int(head["ContentLength"]), str(head.get("ETag", "")).strip('"'))
+
+
+@_plain_errors
+def download(uri: str, path: Path) -> None:
+    """An object of a bucket as a file, however large it is."""
+    bucket, key = _split(uri)
+    _s3().download_file(bucket, key, str(path))
 
 
 @_plain_errors

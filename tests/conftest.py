@@ -43,9 +43,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
             patch.setenv(name, os.devnull)
         for name, value in server.environment().items():
             patch.setenv(name, value)
-        storage._client.cache_clear()
+        storage.forget_client()
         yield server
-    storage._client.cache_clear()
+    storage.forget_client()
 
 
 @pytest.fixture

@@ -122,10 +122,10 @@ def test_wrong_use_is_one_line(
         ("s3://no-such-bucket/x", "{out}", [], "The bucket of s3://no-such-bucket/x does not exist"),
         ("s3://", "{out}", [], "names no bucket"),
         ("gs://bucket/x", "{out}", [], "use a local path or s3://bucket/prefix"),
-        ("{lesions}", "s3://no-such-bucket/x", [], "The output s3://no-such-bucket/x cannot be written: The bucket"),
-        ("{lesions}", "{file}/below", [], "The output {file}/below cannot be written"),
-        ("{lesions}", "{file}", [], "The output {file} cannot be written"),
-        ("{lesions}", "/proc/out", [], "The output /proc/out cannot be written"),
+        ("{lesions}", "s3://no-such-bucket/x", [], "Nothing can be written to s3://no-such-bucket/x: The bucket"),
+        ("{lesions}", "{file}/below", [], "Nothing can be written to {file}/below"),
+        ("{lesions}", "{file}", [], "Nothing can be written to {file}"),
+        ("{lesions}", "/proc/out", [], "Nothing can be written to /proc/out"),
         ("{lesions}", "{lesions}/out", [], "lies in the archive"),
         ("{lesions}", "{out}", ["--bundle", "{empty}"], "is not a bundle"),
         ("{lesions}", "{out}", ["--bundle", "s3://no-such-bucket/x"], "is not a bundle"),
@@ -499,10 +499,12 @@ def test_score_and_alerts_answer_in_words_and_in_json(
     said = command(*arguments, "--run-date", "2026-11-20", "--run-id", "night", "--json")
     record = json.loads(said.out)
     assert (said.code, record["changed"], record["run_id"]) == (0, True, "night")
-    assert said.err.splitlines() == [
+    *lines, last = said.err.splitlines()
+    assert lines == [
         "36 objects listed, 0 of them done before by this model.",
         *[f"Scoring: {done} of 36" for done in (12, 24, 36)],
     ]
+    assert (json.loads(last)["run_id"], json.loads(last)["done"]) == ("night", 36)
     counts = record["counts"]
     assert (counts["scored"], counts["rejected"]) == (36, 0)
     said = command(*arguments, "--run-date", "2026-11-20", "--run-id", "night")

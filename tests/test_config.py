@@ -5,7 +5,15 @@ import pytest
 
 from melanoma import config
 from melanoma.catalog.resolve import Rules
-from melanoma.config import AblationConfig, EvaluateConfig, RecipesConfig, ScoreConfig, TrainConfig, TuneConfig
+from melanoma.config import (
+    AblationConfig,
+    BenchmarkConfig,
+    EvaluateConfig,
+    RecipesConfig,
+    ScoreConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from melanoma.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -41,6 +49,7 @@ MODELS: dict[str, type[Any]] = {
     "reference": TrainConfig,
     "recipes": RecipesConfig,
     "tune": TuneConfig,
+    "benchmark": BenchmarkConfig,
     "isic9": Rules,
 }
 

@@ -50,11 +50,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]
                 monkeypatch.delenv(name, raising=False)
             else:
                 monkeypatch.setenv(name, value)
-        storage._client.cache_clear()
+        storage.forget_client()
 
     yield change
     monkeypatch.undo()
-    storage._client.cache_clear()
+    storage.forget_client()
 
 
 def uris(uri: str) -> list[str]:
@@ -169,7 +169,7 @@ def test_an_impossible_name_is_an_object_that_cannot_be_read(folder: str, name: 
 
 
 def test_many_threads_read_at_once(folder: str) -> None:
-    storage._client.cache_clear()
+    storage.forget_client()
     wanted = {storage.join(folder, str(number)): bytes([number]) * 1000 for number in range(40)}
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda item: storage.write_bytes(*item), wanted.items()))
@@ -394,7 +394,7 @@ def test_a_body_that_breaks_off_is_asked_for_again_and_never_taken_for_whole(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        storage._client.cache_clear()
+        storage.forget_client()
         try:
             if times == 1:
                 assert storage.read_bytes("s3://bucket/x.jpg", limit) == b"x" * 1000
@@ -402,5 +402,5 @@ def test_a_body_that_breaks_off_is_asked_for_again_and_never_taken_for_whole(
                 with pytest.raises(ConnectionError, match=r"broke off while sending s3://bucket/x\.jpg"):
                     storage.read_bytes("s3://bucket/x.jpg", limit)
         finally:
-            storage._client.cache_clear()
+            storage.forget_client()
             server.shutdown()

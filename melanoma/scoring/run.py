@@ -5,7 +5,7 @@ write.
       scores/run_date=2026-11-20/run_id=ID/shard-00000.parquet    every image scored
       rejects/run_date=2026-11-20/run_id=ID/shard-00000.parquet   every image that could not be, and why
       alerts/run_date=2026-11-20/run_id=ID/alerts.parquet         one object
-      runs/run_id=ID/plan.parquet                                 what the run is to score, frozen before it begins
+      runs/run_id=ID/plan.json, plans/run_id=ID/*.parquet         what the run is to score, frozen before it begins
       runs/run_id=ID.json                                         the commit record, written last
 
 A run is a plan cut into shards. A shard is scored by one worker and written as two objects of fixed names, its scores
@@ -14,24 +14,25 @@ at any point, and a resumed run equal to an undisturbed one.
 """
 
 import datetime
+import functools
 import hashlib
 import json
+import logging
 import platform
-import resource
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
+import tenacity
 from ray.util.annotations import RayDeprecationWarning
 
 import melanoma
@@ -40,48 +41,18 @@ from melanoma.bundle import Bundle
 from melanoma.bundle import load as load_bundle
 from melanoma.config import ScoreConfig
 from melanoma.errors import InputError, MelanomaError
-from melanoma.imaging.decode import PREPROCESSING, ImageError, Limits, decode
-from melanoma.predictor import Predictor
-from melanoma.taxonomy import image_id_of
+from melanoma.imaging.decode import PREPROCESSING
+from melanoma.scoring import archive as archives
+from melanoma.scoring import lease
+from melanoma.scoring import plan as plans
+from melanoma.scoring.plan import Plan
+from melanoma.scoring.shard import NetworkOnGpu, ShardScorer
+from melanoma.scoring.watch import Watch, exported, logged
 
-# Rejects of these kinds say nothing of the image: a later run tries again.
-_TRANSIENT = ("not_found", "access")
-_FETCHING_THREADS = 8
-_BYTES_AHEAD = 8 * 2**20
-_STAGES = ("seconds_waiting_for_bytes", "seconds_decoding", "seconds_predicting", "seconds_writing")
-
-PLAN = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("image_uri", pa.string()),
-        ("size", pa.int64()),
-        ("etag", pa.string()),
-        ("tried", pa.bool_()),  # an earlier run could not fetch it
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is to score, frozen in ``runs/run_id=ID/plan.parquet`` before it begins."""
-
-    run_id: str
-    run_date: str
-    table: pa.Table  # of PLAN, in order of shard
-    about: dict[str, Any]  # key, archive, model_version, listed, done_before
-
-    def shards(self) -> list[int]:
-        return [int(shard) for shard in pc.unique(self.table["shard"]).to_pylist()]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Told after each shard: images done of images to do (those of earlier, resumed attempts count as done)."""
-
-    done: int
-    total: int
-    scored: int
-    rejected: int
+_READ_TOGETHER = 16  # objects
+_SHARDS_A_WORKER = 16
+_LARGEST_SHARD = 4096  # images
+LOG = logging.getLogger("melanoma.scoring")  # one line of JSON a minute
 
 
 @dataclass(frozen=True)
@@ -94,7 +65,7 @@ class Outcome:
 
 def score(
     config: ScoreConfig,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Watch], None] = lambda watch: None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Score an archive and publish the run, on the cluster that `cluster.connect` finds or starts.
@@ -104,94 +75,164 @@ def score(
     """
     bundle = load_bundle(config.bundle)
     out = storage.normalize(config.out)
+    today = config.run_date or _today()  # a run may end on another day than it began
+    key = _key(config, bundle)
     while True:
-        plan = _open_run(config, out, bundle, say)
-        if isinstance(plan, Outcome):
-            return plan
-        began = time.monotonic()
         try:
-            stages = _score_shards(config, out, plan, bundle, on_progress, say)
-            record = _publish(out, plan, bundle, stages, time.monotonic() - began)
-        except (ray.exceptions.RayError, OSError) as error:
-            raise MelanomaError(
-                f"The run {plan.run_id} failed: {_reason(error)}. The same command goes on with it."
-            ) from error
-        if config.run_id or config.run_date or plan.run_date >= _today():
+            if outcome := _finished(config, out, key, run_id := _choose_run(config, out, key, today)):
+                return outcome
+            if not plans.read(out, run_id):
+                _refuse_to_begin(config, out)
+            with lease.hold(storage.join(out, "runs", f"key={key}", "lease.json"), say, config.patience) as check_lease:
+                # Again: another driver may have had the lease until now.
+                if outcome := _finished(config, out, key, run_id := _choose_run(config, out, key, today)):
+                    return outcome
+                plan = _open_run(config, out, bundle, key, run_id, today, say, check_lease)
+                record = _work(config, plan, bundle, on_progress, say, check_lease)
+        except storage.UnavailableError as error:
+            raise MelanomaError(f"{error} The same command tries again.") from None
+        except OSError as error:
+            raise InputError(f"The output {config.out} cannot be used: {error}") from None
+        if config.all or config.run_id or plan.run_date >= today:
             return Outcome(record, changed=True)
         say(f"The run {plan.run_id} of an earlier night is finished; now today's.")
+
+
+def _work(
+    config: ScoreConfig,
+    plan: Plan,
+    bundle: Bundle,
+    on_progress: Callable[[Watch], None],
+    say: Callable[[str], None],
+    check_lease: Callable[[], None],
+) -> dict[str, Any]:
+    began = time.monotonic()
+
+    def follow(watch: Watch) -> None:
+        check_lease()
+        on_progress(watch)
+
+    try:
+        stages = _score_shards(config, plan, bundle, follow, say)
+        return _publish(config, plan, bundle, stages, began, check_lease)
+    except (ray.exceptions.RayError, OSError) as error:
+        raise MelanomaError(
+            f"The run {plan.run_id} failed: {_reason(error)}. The same command goes on with it."
+        ) from error
 
 
 # --- Locate: the plan of a run -----------------------------------------------------------------------------------
 
 
-def _open_run(config: ScoreConfig, out: str, bundle: Bundle, say: Callable[[str], None]) -> "Plan | Outcome":
-    """The plan to work on, new or resumed, or the outcome of the run that is already committed."""
-    archive = storage.normalize(config.archive)
-    if f"{out}/".startswith(f"{archive}/"):
-        raise InputError(
-            f"The output {config.out} lies in the archive {config.archive}, and its files would be scored the next "
-            "night: choose another place for one of the two."
-        )
-    key = _key(archive, bundle, config.all)
-    run_id, run_date = config.run_id, config.run_date
-    try:
-        if run_id is None and (unfinished := _unfinished(out, key, run_date)):
-            run_id = unfinished
-        run_id = run_id or f"{run_date or _today()}-{key}"
-        if storage.exists(_record_uri(out, run_id)):
-            record = storage.read_json(_record_uri(out, run_id))
-            _refuse_other_run(run_id, record, key, run_date)
-            return Outcome(record, changed=False)
-        if storage.exists(_plan_uri(out, run_id)):
-            plan = _read_plan(out, run_id)
-            _refuse_other_run(run_id, plan.about, key, run_date)
-            say(f"Going on with the run {run_id}.")
-            return plan
-    except OSError as error:
-        raise InputError(f"The output {config.out} cannot be used: {error}") from None
-    try:
-        listed = list(storage.list_objects(archive))
-    except OSError as error:
-        raise InputError(f"The archive {config.archive} cannot be listed: {error}") from None
-    if not listed:
-        raise InputError(f"The archive {config.archive} holds no objects: nothing was written.")
-    run_date = run_date or _today()
-    try:
-        known, tried = (set(), set()) if config.all else _done_before(out, bundle)
-        todo = [info for info in listed if (info.uri, info.etag) not in known]
-        size = config.shard_size or min(4096, max(16, -(-len(todo) // 64)))
-        table = pa.Table.from_pydict(
-            {
-                "shard": [place // size for place in range(len(todo))],
-                "image_uri": [info.uri for info in todo],
-                "size": [info.size for info in todo],
-                "etag": [info.etag for info in todo],
-                "tried": [info.uri in tried for info in todo],
-            },
-            schema=PLAN,
-        )
-        about = {
-            "key": key,
-            "run_date": run_date,
-            "archive": archive,
-            "model_version": bundle.version,
-            "preprocessing": PREPROCESSING,
-            "listed": len(listed),
-            "done_before": len(listed) - len(todo),
-            "planned_at": _now().isoformat(timespec="seconds"),
+def _choose_run(config: ScoreConfig, out: str, key: str, today: str) -> str:
+    """The id of the run to work on: the one that is asked for, one that was cut off, or a new one of today."""
+    return config.run_id or _unfinished(out, key, config.run_date) or f"{today}-{key}"
+
+
+def _finished(config: ScoreConfig, out: str, key: str, run_id: str) -> Outcome | None:
+    if not storage.exists(_record_uri(out, run_id)):
+        return None
+    record = storage.read_json(_record_uri(out, run_id))
+    _refuse_other_run(run_id, record, key, config.run_date)
+    return Outcome(record, changed=False)
+
+
+def _refuse_to_begin(config: ScoreConfig, out: str) -> None:
+    """Raise InputError where there is nothing to score or no place to write to, before the lease is written."""
+    for place in _places(config):
+        if f"{out}/".startswith(f"{place}/"):
+            raise _in_the_archive(out, place)
+    next(_listed(config, out))
+    storage.check_writable(config.out)
+
+
+def _in_the_archive(out: str, place: str) -> InputError:
+    return InputError(
+        f"The output {out} lies in the archive {place}, and its files would be scored the next night: choose another "
+        "place for one of the two."
+    )
+
+
+def _open_run(
+    config: ScoreConfig,
+    out: str,
+    bundle: Bundle,
+    key: str,
+    run_id: str,
+    today: str,
+    say: Callable[[str], None],
+    check_lease: Callable[[], None],
+) -> Plan:
+    """The plan to work on, new or resumed."""
+    places, records = _places(config), committed_runs(out)
+    if plan := plans.read(out, run_id):
+        _refuse_other_run(run_id, plan.about, key, config.run_date)
+        for record in records:
+            if record["key"] == key and record["finished_at"] > plan.about["planned_at"]:
+                raise InputError(
+                    f"The run {run_id} was cut off, and {record['run_id']}, which came after it, has done its work: "
+                    "there is nothing to go on with."
+                )
+        say(f"Going on with the run {run_id}.")
+        return plan
+    about = {
+        "key": key,
+        "run_date": today,
+        "archive": places[0] if len(places) == 1 else places,
+        "model_version": bundle.version,
+        "preprocessing": PREPROCESSING,
+        "planned_at": _now().isoformat(timespec="seconds"),
+    }
+    done = [] if config.all else _done_before(out, bundle, records)
+    plan = plans.freeze(
+        out, run_id, about, _listed(config, out), done, functools.partial(_shard_size, config), check_lease
+    )
+    counts = plan.about
+    say(f"{counts['listed']} objects listed, {counts['done_before']} of them done before by this model.")
+    return plan
+
+
+def _shard_size(config: ScoreConfig, images: int) -> int:
+    """Images a shard, in whole batches: large enough that what a shard costs does not count, and so many of them that
+    no worker waits long for the last."""
+    if config.shard_size:
+        return config.shard_size
+    cluster.connect()
+    share = (config.workers or cluster.cores()) * _SHARDS_A_WORKER * config.batch_size
+    return min(_LARGEST_SHARD, -(-images // share) * config.batch_size)
+
+
+def _places(config: ScoreConfig) -> list[str]:
+    """The archives, in an order that is not the caller's."""
+    return sorted(
+        {
+            storage.normalize(place)
+            for place in ([config.archive] if isinstance(config.archive, str) else config.archive)
         }
-        storage.write_table(
-            _plan_uri(out, run_id), table.replace_schema_metadata({b"melanoma": json.dumps(about).encode()})
-        )
+    )
+
+
+def _listed(config: ScoreConfig, out: str) -> Iterator[storage.ObjectInfo]:
+    """The objects of the archives; raises InputError where they cannot be listed, or there are none, or they are the
+    results of this program, and UnavailableError."""
+    number, places = 0, _places(config)
+    try:
+        for info in archives.objects(places, storage.retrying(config.patience)):
+            if info.uri.startswith(f"{out}/"):
+                raise _in_the_archive(out, " ".join(places))
+            number += 1
+            yield info
+    except storage.UnavailableError:
+        raise
     except OSError as error:
-        raise InputError(f"The output {config.out} cannot be written: {error}") from None
-    say(f"{len(listed)} objects listed, {len(listed) - len(todo)} of them done before by this model.")
-    return Plan(run_id, run_date, table, about)
+        raise InputError(f"The archive {' '.join(places)} cannot be listed: {error}") from None
+    if not number:
+        raise InputError(f"The archive {' '.join(places)} holds no objects: nothing was written.")
 
 
-def _key(archive: str, bundle: Bundle, everything: bool) -> str:
-    """What makes two calls the same run: the archive, the model, and whether all is to be scored again."""
-    words = json.dumps([archive, bundle.version, PREPROCESSING, everything])
+def _key(config: ScoreConfig, bundle: Bundle) -> str:
+    """What makes two calls the same run: the archives, the model, and whether all is to be scored again."""
+    words = json.dumps([_places(config), bundle.version, PREPROCESSING, config.all])
     return hashlib.sha256(words.encode()).hexdigest()[:10]
 
 
@@ -203,20 +244,8 @@ def _refuse_other_run(run_id: str, about: dict[str, Any], key: str, run_date: st
         )
 
 
-def _plan_uri(out: str, run_id: str) -> str:
-    return storage.join(out, "runs", f"run_id={run_id}", "plan.parquet")
-
-
 def _record_uri(out: str, run_id: str) -> str:
     return storage.join(out, "runs", f"run_id={run_id}.json")
-
-
-def _folder(out: str, kind: str, run_date: str, run_id: str) -> str:
-    return storage.join(out, kind, f"run_date={run_date}", f"run_id={run_id}")
-
-
-def _shard_uri(out: str, kind: str, plan: Plan, shard: int) -> str:
-    return storage.join(_folder(out, kind, plan.run_date, plan.run_id), f"shard-{shard:05d}.parquet")
 
 
 def _names_below(uri: str) -> list[str]:
@@ -227,270 +256,138 @@ def _names_below(uri: str) -> list[str]:
         return []
 
 
-def _read_plan(out: str, run_id: str) -> Plan:
-    table = storage.read_table(_plan_uri(out, run_id))
-    about = json.loads(table.schema.metadata[b"melanoma"])
-    return Plan(run_id, about["run_date"], table, about)
-
-
 def _unfinished(out: str, key: str, run_date: str | None) -> str | None:
     """The newest run of this key with a plan and without a commit record, unless a later one has done its work."""
     names = _names_below(storage.join(out, "runs"))
     committed = {storage.name(uri) for uri in names}
-    finished = max((record["finished_at"] for record in committed_runs(out) if record["key"] == key), default="")
-    plans = [uri for uri in names if uri.endswith("/plan.parquet")]
+    records = committed_runs(out)
+    finished = max((record["finished_at"] for record in records if record["key"] == key), default="")
     found = []
-    for uri in plans:
+    for uri in names:
         folder = storage.name(storage.parent(uri))
-        if f"{folder}.json" not in committed:
-            plan = _read_plan(out, folder.removeprefix("run_id="))
-            if plan.about["key"] == key and run_date in (None, plan.run_date) and plan.about["planned_at"] >= finished:
-                found.append((plan.about["planned_at"], plan.run_id))
+        if storage.name(uri) == "plan.json" and f"{folder}.json" not in committed:
+            about, run_id = storage.read_json(uri), folder.removeprefix("run_id=")
+            if about["key"] == key and run_date in (None, about["run_date"]) and about["planned_at"] >= finished:
+                found.append((about["planned_at"], run_id))
     return max(found)[1] if found else None
 
 
 def committed_runs(out: str) -> list[dict[str, Any]]:
     """The commit records below `out`, oldest first."""
-    names = [uri for uri in _names_below(storage.join(out, "runs")) if uri.endswith(".json")]
-    return sorted((storage.read_json(uri) for uri in names), key=lambda record: str(record["finished_at"]))
+    root = storage.join(out, "runs")
+    names = [uri for uri in _names_below(root) if storage.parent(uri) == root and uri.endswith(".json")]
+    with ThreadPoolExecutor(_READ_TOGETHER) as pool:
+        return sorted(pool.map(storage.read_json, names), key=lambda record: str(record["finished_at"]))
 
 
-def _done_before(out: str, bundle: Bundle) -> tuple[set[tuple[str, str]], set[str]]:
-    """What committed runs of this model and preprocessing have scored or rejected for good, as (URI, ETag), and the
-    URIs that one of them could not fetch."""
-    known: set[tuple[str, str]] = set()
-    tried: set[str] = set()
-    for record in committed_runs(out):
+def _done_before(out: str, bundle: Bundle, records: list[dict[str, Any]]) -> list[plans.Done]:
+    """Of the committed runs those of this model and preprocessing."""
+    done = []
+    for record in records:
         if (record["model_version"], record["preprocessing"]) != (bundle.version, PREPROCESSING):
             continue
-        plan = _read_plan(out, record["run_id"])
-        retried: set[str] = set()
-        if any(record["counts"]["rejects_by_kind"].get(kind) for kind in _TRANSIENT):
-            for shard in plan.shards():
-                rejects = storage.read_table(_shard_uri(out, "rejects", plan, shard), ["image_uri", "error_kind"])
-                rejects = rejects.filter(pc.is_in(rejects["error_kind"], pa.array(_TRANSIENT)))
-                retried.update(rejects["image_uri"].to_pylist())
-        pairs = zip(plan.table["image_uri"].to_pylist(), plan.table["etag"].to_pylist(), strict=True)
-        known.update(pair for pair in pairs if pair[0] not in retried)
-        tried |= retried
-    return known, tried
+        if plan := plans.read(out, record["run_id"]):
+            kinds = record["counts"]["rejects_by_kind"]
+            rejects = plan.shards if any(kinds.get(kind) for kind in plans.TRANSIENT) else []
+            uris = [plan.result_uri("rejects", shard) for shard in rejects]
+            done.append(plans.Done(plan.run_id, [plan.uri(shard) for shard in plan.shards], uris))
+    return done
 
 
-# --- Fetch, decode, predict, triage, write: one shard, in a worker -------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Image:
-    uri: str
-    sha256: str | None
-    pixels: np.ndarray | None  # uint8 RGB [size, size, 3]; None for a reject
-    error_kind: str | None = None
-    error: str | None = None
-
-
-def fetch(uri: str, listed_size: int, limits: Limits) -> bytes | ImageError:
-    """The bytes of one object of an archive, or the reason why they cannot be had. Never raises."""
-    if listed_size > limits.max_bytes:
-        reason = f"The object has {listed_size} bytes, more than the {limits.max_bytes} that are read."
-        return ImageError("too_large", reason)
-    try:
-        return storage.read_bytes(uri, limits.max_bytes)
-    except (FileNotFoundError, NotADirectoryError):
-        return ImageError("not_found", "The object was listed but is not there any more.")
-    except OSError as error:
-        return ImageError("access", str(error))
-
-
-def decode_one(uri: str, data: bytes | ImageError, size: int, limits: Limits) -> _Image:
-    """The pixels of one image, or the reason why there are none. Never raises."""
-    if isinstance(data, ImageError):
-        return _Image(uri, None, None, data.kind, data.reason)
-    # What grew over the limit since it was listed was read only up to it.
-    digest = hashlib.sha256(data).hexdigest() if len(data) <= limits.max_bytes else None
-    try:
-        return _Image(uri, digest, decode(data, size, limits).pixels)
-    except ImageError as error:
-        return _Image(uri, digest, None, error.kind, error.reason)
-
-
-class ShardScorer:
-    """The worker: holds the model, is given one shard at a time, returns what it did."""
-
-    def __init__(self, bundle: Bundle, out: str, run_id: str, run_date: str, config: ScoreConfig) -> None:
-        self._predictor = Predictor(bundle, config.batch_size, threads=1)
-        self._out, self._plan = out, Plan(run_id, run_date, PLAN.empty_table(), {})
-        self._batch_size = config.batch_size
-        self._limits = Limits(config.max_bytes, config.max_pixels)
-        self._pool = ThreadPoolExecutor(max_workers=_FETCHING_THREADS)
-
-    def __call__(self, shard: pa.Table) -> pa.Table:
-        number = int(shard["shard"][0].as_py())
-        size = self._predictor.bundle.input_size
-        scores, rejects = [], []
-        clock = _Clock()
-        for fetched in self._fetch_ahead(shard):
-            clock.lap("seconds_waiting_for_bytes")
-            # One image at a time: many big pictures decoded at once would need many times the memory.
-            images = [decode_one(uri, data, size, self._limits) for uri, data in fetched]
-            clock.lap("seconds_decoding")
-            scores.append(self._scores([image for image in images if image.pixels is not None]))
-            rejects.append(self._rejects([image for image in images if image.pixels is None]))
-            clock.lap("seconds_predicting")
-        scored, rejected = pa.concat_tables(scores), pa.concat_tables(rejects)
-        # The scores come last: that they exist says that the shard is done.
-        storage.write_table(_shard_uri(self._out, "rejects", self._plan, number), rejected)
-        storage.write_table(_shard_uri(self._out, "scores", self._plan, number), scored)
-        clock.lap("seconds_writing")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        done = {"shard": number, "scored": len(scored), "rejected": len(rejected), "peak_memory_bytes": peak}
-        return pa.Table.from_pylist([{**done, **clock.seconds}])
-
-    def _fetch_ahead(self, shard: pa.Table) -> Iterator[list[tuple[str, bytes | ImageError]]]:
-        """The shard's objects in batches for the model; while one is worked on, the next is fetched."""
-        batches = _batches(shard, self._batch_size)
-
-        def submit(batch: list[tuple[str, int]]) -> list[tuple[str, Future[bytes | ImageError]]]:
-            return [(uri, self._pool.submit(fetch, uri, size, self._limits)) for uri, size in batch]
-
-        ahead = submit(batches[0])
-        for place in range(len(batches)):
-            current, ahead = ahead, submit(batches[place + 1]) if place + 1 < len(batches) else []
-            yield [(uri, future.result()) for uri, future in current]
-
-    def _scores(self, images: list[_Image]) -> pa.Table:
-        size = self._predictor.bundle.input_size
-        pixels = np.array([image.pixels for image in images], dtype=np.uint8).reshape(-1, size, size, 3)
-        return pa.Table.from_pydict(
-            {
-                **self._run(len(images)),
-                "scored_at": [_now()] * len(images),
-                "image_uri": [image.uri for image in images],
-                "image_id": [image_id_of(image.uri) for image in images],
-                "patient_id": [None] * len(images),
-                "content_sha256": [image.sha256 for image in images],
-                **self._predictor.predict(pixels),
-            },
-            schema=triage.SCORES,
-        )
-
-    def _rejects(self, images: list[_Image]) -> pa.Table:
-        return pa.Table.from_pydict(
-            {
-                **self._run(len(images)),
-                "image_uri": [image.uri for image in images],
-                "error_kind": [image.error_kind for image in images],
-                "error": [image.error for image in images],
-                "content_sha256": [image.sha256 for image in images],
-            },
-            schema=triage.REJECTS,
-        )
-
-    def _run(self, rows: int) -> dict[str, list[Any]]:
-        return {"run_id": [self._plan.run_id] * rows, "run_date": [self._plan.run_date] * rows}
-
-
-def _batches(shard: pa.Table, batch_size: int) -> list[list[tuple[str, int]]]:
-    """(URI, listed size) in batches of at most `batch_size` objects and, but for single ones, of few enough bytes."""
-    batches: list[list[tuple[str, int]]] = [[]]
-    held = 0
-    for uri, size in zip(shard["image_uri"].to_pylist(), shard["size"].to_pylist(), strict=True):
-        if batches[-1] and (len(batches[-1]) == batch_size or held + size > _BYTES_AHEAD):
-            batches.append([])
-            held = 0
-        batches[-1].append((uri, size))
-        held += size
-    return batches
-
-
-class _Clock:
-    """Where the time of a shard goes."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
-        self._last = time.monotonic()
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage] += now - self._last
-        self._last = now
+# --- Fetch, decode, predict, triage, write: shards, in workers --------------------------------------------------------
 
 
 def _score_shards(
     config: ScoreConfig,
-    out: str,
     plan: Plan,
     bundle: Bundle,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[Watch], None],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Score the shards that are not done yet, on the cluster; returns the sums of the workers' stage times."""
-    done = set(_names_below(_folder(out, "scores", plan.run_date, plan.run_id)))
-    pending = [shard for shard in plan.shards() if _shard_uri(out, "scores", plan, shard) not in done]
-    todo = plan.table.filter(pc.is_in(plan.table["shard"], pa.array(pending, pa.int32())))
-    before = plan.table.num_rows - todo.num_rows
+    """Score the shards that are not done yet, on the cluster; returns what it took."""
+    done = set(_names_below(plan.folder("scores")))
+    pending = [shard for shard in plan.shards if plan.result_uri("scores", shard) not in done]
+    before = plan.images - sum(plan.images_of(shard) for shard in pending)
     if before:
-        say(f"{before} of {plan.table.num_rows} images were done before the interruption.")
-    stages: dict[str, Any] = {"resumed": before > 0}
+        say(f"{before} of {plan.images} images were done before the interruption.")
+    if pending:
+        cluster.connect()
+    workers = min(config.workers or cluster.cores(), len(pending)) if pending else 0
+    watch = Watch(plan.images, before, len(pending), workers)
     if not pending:
-        return stages
-    cluster.connect()
-    workers = min(config.workers or cluster.cores(), len(pending))
-    tables = [todo.filter(pc.equal(todo["shard"], shard)) for shard in pending]
+        return watch.state()
+    on_gpu = ray.remote(num_cpus=0, num_gpus=1, max_restarts=3, max_task_retries=3)(NetworkOnGpu)
+    number = cluster.gpus() if config.gpus is None else config.gpus
+    if number > cluster.gpus():
+        raise InputError(f"gpus is {number}: the cluster has {cluster.gpus()}.")
+    gpus = [on_gpu.remote(bundle, config.batch_size) for _ in range(number)]
     with warnings.catch_warnings():
         # Deprecated as of 2.60, which has no other way to bound the restarts: they are endless by default, and a file
         # that kills the process must end the run with a word.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        dataset = ray.data.from_arrow(tables).map_batches(
+        dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in pending]).map_batches(
             ShardScorer,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-            fn_constructor_args=(bundle, out, plan.run_id, plan.run_date, config),
+            fn_constructor_args=(bundle, plan, config, gpus),
             max_restarts=3,
             max_task_retries=3,
         )
-    scored = rejected = 0
-    for row in dataset.iter_rows():
-        scored, rejected = scored + row["scored"], rejected + row["rejected"]
-        for name in _STAGES:
-            stages[name] = stages.get(name, 0.0) + row[name]
-        stages["peak_memory_bytes"] = max(stages.get("peak_memory_bytes", 0), row["peak_memory_bytes"])
-        on_progress(Progress(before + scored + rejected, plan.table.num_rows, scored, rejected))
-    return {**stages, "workers": workers}
+    with exported(watch, plan.run_id, config.metrics_host, config.metrics_port), logged(watch, plan.run_id, LOG.info):
+        for report in dataset.iter_rows():
+            watch.add(report)
+            on_progress(watch)
+        watch.end()
+    return watch.state()
 
 
 # --- Publish: alerts as one object, then the commit record -----------------------------------------------------------
 
 
-def _publish(out: str, plan: Plan, bundle: Bundle, stages: dict[str, Any], seconds: float) -> dict[str, Any]:
-    raised, kinds, wrong, reason = [triage.SCORES.empty_table()], Counter[str](), [], ""
-    for shard in plan.shards():
-        scores = storage.read_table(_shard_uri(out, "scores", plan, shard))
-        rejects = storage.read_table(_shard_uri(out, "rejects", plan, shard), ["image_uri", "error_kind", "error"])
-        planned = plan.table.filter(pc.equal(plan.table["shard"], shard))["image_uri"].to_pylist()
-        if Counter(scores["image_uri"].to_pylist() + rejects["image_uri"].to_pylist()) != Counter(planned):
+def _publish(
+    config: ScoreConfig,
+    plan: Plan,
+    bundle: Bundle,
+    stages: dict[str, Any],
+    began: float,
+    check_lease: Callable[[], None],
+) -> dict[str, Any]:
+    raised, kinds = [triage.SCORES.empty_table()], Counter[str]()
+    wrong, unreadable, unread, reason = [], [], 0, ""
+    retrying = storage.retrying(config.patience)
+    for shard, (planned, scores, rejects) in _results(plan, retrying):
+        uris = scores["image_uri"].to_pylist() + rejects["image_uri"].to_pylist()
+        if Counter(uris) != Counter(planned["image_uri"].to_pylist()):
             wrong.append(shard)
         kinds.update(rejects["error_kind"].to_pylist())
-        reason = reason or next(iter(rejects["error"].to_pylist()), "")
+        # What was not readable in an earlier night, too, says nothing of this one.
+        new = planned.filter(pc.invert(planned["tried"]))["image_uri"]
+        transient = pc.is_in(rejects["error_kind"], pa.array(plans.TRANSIENT))
+        lost = rejects.filter(pc.and_(transient, pc.is_in(rejects["image_uri"], new)))
+        if len(lost):
+            unreadable.append(shard)
+            unread += len(lost)
+            reason = reason or lost["error"][0].as_py()
         raised.append(scores.filter(pc.not_equal(scores["alert_level"], "none")))
+    check_lease()
     if wrong:
         # Two drivers at work on one run can leave the scores of one beside the rejects of the other.
-        _undo(out, plan, wrong)
+        _undo(plan, wrong)
         raise MelanomaError(
             f"The run {plan.run_id} is not committed: in {len(wrong)} of its shards the scores and rejects are not the "
             "images that were planned. They are undone: the same command scores them again."
         )
-    untried = plan.table["tried"].to_pylist().count(False)
-    if untried > 1 and kinds == {"access": plan.table.num_rows}:
-        # Not this or that image, and not the same ones as last night: the workers cannot read the archive.
-        _undo(out, plan, plan.shards())
+    if unread > 1 and unread > config.max_access_share * plan.about["untried"]:
+        _undo(plan, unreadable)
         raise MelanomaError(
-            f"The run {plan.run_id} is not committed: no image could be read, the first because: {reason} Let every "
-            "node read the archive: the same command tries again."
+            f"The run {plan.run_id} is not committed: {unread} of {plan.about['untried']} images could not be read "
+            f"(max_access_share is {config.max_access_share:g}), the first because: {reason} Let every node read the "
+            f"archive: the same command tries again what lies in their {len(unreadable)} shard(s)."
         )
     alerts = _ranked(pa.concat_tables(raised))
-    storage.write_table(storage.join(_folder(out, "alerts", plan.run_date, plan.run_id), "alerts.parquet"), alerts)
+    retrying(storage.write_table, storage.join(plan.folder("alerts"), "alerts.parquet"), alerts)
     levels = Counter(alerts["alert_level"].to_pylist())
     record = {
         **plan.about,
@@ -499,7 +396,7 @@ def _publish(out: str, plan: Plan, bundle: Bundle, stages: dict[str, Any], secon
         "counts": {
             "listed": plan.about["listed"],
             "done_before": plan.about["done_before"],
-            "scored": plan.table.num_rows - sum(kinds.values()),
+            "scored": plan.images - sum(kinds.values()),
             "rejected": sum(kinds.values()),
             "rejects_by_kind": dict(sorted(kinds.items())),
             "alerts": len(alerts),
@@ -507,21 +404,40 @@ def _publish(out: str, plan: Plan, bundle: Bundle, stages: dict[str, Any], secon
             "review": levels["review"],
         },
         "thresholds": bundle.manifest["thresholds"],
-        "seconds": round(seconds, 3),
-        "stages": {name: round(value, 3) if isinstance(value, float) else value for name, value in stages.items()},
+        "seconds": round(time.monotonic() - began, 3),
+        "stages": stages,
         "versions": {
             "melanoma": melanoma.__version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("keras", "tensorflow", "ray", "pillow", "pyarrow")},
         },
     }
-    storage.write_json(_record_uri(out, plan.run_id), record)
+    if plans.read(plan.out, plan.run_id) != plan:
+        raise MelanomaError(f"The run {plan.run_id} has been planned anew by another driver: this one ends.")
+    check_lease()
+    retrying(storage.write_json, _record_uri(plan.out, plan.run_id), record)
     return record
 
 
-def _undo(out: str, plan: Plan, shards: list[int]) -> None:
+def _results(plan: Plan, retrying: tenacity.Retrying) -> Iterator[tuple[int, tuple[pa.Table, pa.Table, pa.Table]]]:
+    """Of each shard what was planned, the scores and the rejects; some shards are read at a time."""
+
+    def read(shard: int) -> tuple[pa.Table, pa.Table, pa.Table]:
+        return (
+            retrying(storage.read_table, plan.uri(shard), ["image_uri", "tried"]),
+            retrying(storage.read_table, plan.result_uri("scores", shard)),
+            retrying(storage.read_table, plan.result_uri("rejects", shard), ["image_uri", "error_kind", "error"]),
+        )
+
+    with ThreadPoolExecutor(_READ_TOGETHER) as pool:
+        for first in range(0, len(plan.shards), _READ_TOGETHER):
+            some = plan.shards[first : first + _READ_TOGETHER]
+            yield from zip(some, pool.map(read, some), strict=True)
+
+
+def _undo(plan: Plan, shards: list[int]) -> None:
     for shard in shards:
-        storage.delete(_shard_uri(out, "scores", plan, shard))
+        storage.delete(plan.result_uri("scores", shard))
 
 
 def _ranked(raised: pa.Table) -> pa.Table:
@@ -550,7 +466,7 @@ def read_alerts(out: str, date: str | None = None) -> pa.Table:
         dates = ", ".join(sorted({record["run_date"] for record in records}))
         raise InputError(f"{out} holds no finished run of {date}: there are runs of {dates}.")
     tables = [
-        storage.read_table(storage.join(_folder(root, "alerts", date, record["run_id"]), "alerts.parquet"))
+        storage.read_table(storage.join(plans.folder(root, "alerts", date, record["run_id"]), "alerts.parquet"))
         for record in runs
     ]
     return pa.concat_tables(tables).sort_by([("p_melanoma", "descending"), ("image_uri", "ascending")])

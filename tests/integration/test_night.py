@@ -75,14 +75,22 @@ def test_a_night_that_is_killed_goes_on_where_it_was(
     before = contents(out)
     done = {name for name in before if name.startswith("scores/")}
     assert 0 < len(done) < 41, "the night was not killed in its middle"
-    assert not [name for name in before if name.endswith(".json") or name.startswith("alerts/")]
+    assert not [name for name in before if re.fullmatch(r"runs/[^/]*\.json", name) or name.startswith("alerts/")]
 
     second = subprocess.run(words, env=program_environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
     lines = second.stderr.splitlines()
     (run,) = (found[1] for line in lines if (found := re.fullmatch(r"Going on with the run (\S+)\.", line)))
     assert any(re.fullmatch(r"\d+ of 121 images were done before the interruption\.", line) for line in lines)
-    assert all(re.match(r"Going on|Scoring: \d+ of 121$|\d+ of 121", line) for line in lines), lines
+    dead = [
+        "Another driver has been at work here: looking for 15 s whether it is alive.",
+        "It is not: going on in its place.",
+    ]
+    assert [line for line in lines if line in dead] == dead
+    logged = [json.loads(line) for line in lines if line.startswith("{")]
+    assert (logged[-1]["done"], logged[-1]["images"], logged[-1]["rejects_by_kind"]) == (121, 121, {"not_an_image": 1})
+    told = [line for line in lines if line not in dead and not line.startswith("{")]
+    assert all(re.match(r"Going on|Scoring: \d+ of 121$|\d+ of 121", line) for line in told), told
     after = contents(out)
     assert {name: after[name] for name in done} == {name: before[name] for name in done}
     assert len([name for name in after if name.startswith("scores/")]) == 41

@@ -10,7 +10,7 @@ import pytest
 
 from melanoma import config, storage
 from melanoma.errors import InputError, MelanomaError
-from melanoma.scoring import run
+from melanoma.scoring import lease, run
 from melanoma.scoring.run import Outcome, committed_runs
 
 YESTERDAY, TODAY = "2026-11-20", "2026-11-21"
@@ -76,6 +76,80 @@ def test_a_dead_run_whose_work_a_later_one_did_is_left_alone(night: Callable[...
     assert not last.exists()
 
 
+def test_a_dead_run_whose_work_a_later_one_did_is_not_gone_on_with(
+    night: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    last = cut_off(tmp_path / "out", night(run_date=YESTERDAY).record)
+    night(run_date=TODAY)
+    with pytest.raises(InputError, match=r"was cut off, and 2026-11-21-\w+, which came after it, has done its work"):
+        night(run_date=YESTERDAY)
+    assert not last.exists()
+
+
+def test_a_run_over_midnight_is_that_of_the_day_it_began(
+    night: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evening, seconds = NOON.replace(hour=23, minute=59, second=59), itertools.count()
+    monkeypatch.setattr(run, "_now", lambda: evening + datetime.timedelta(seconds=next(seconds)))
+    assert night().record["run_date"] == TODAY
+    assert len(committed_runs(str(tmp_path / "out"))) == 1
+    # The next night has another date, and does its own work.
+    (tmp_path / "archive" / "new.jpg").write_bytes((tmp_path / "archive" / "0.jpg").read_bytes())
+    assert night().record["counts"]["scored"] == 1
+
+
+def test_the_order_of_the_archives_makes_no_other_run(night: Callable[..., Outcome], tmp_path: Path) -> None:
+    places = [str(tmp_path / "archive" / name) for name in ("0.jpg", "1.jpg")]
+    assert night(archive=places).changed
+    assert not night(archive=[*reversed(places), places[0]]).changed
+
+
+def test_another_run_of_the_same_archive_waits_for_its_turn(
+    night: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.2)
+    record = night().record
+    with (
+        lease.hold(str(tmp_path / "out" / "runs" / f"key={record['key']}" / "lease.json"), pytest.fail, 1),
+        pytest.raises(InputError, match="Another driver is at work on the same archive"),
+    ):
+        night(run_id="another")
+    assert night(run_id="another").changed
+
+
+def test_a_driver_that_has_lost_its_lease_publishes_nothing(
+    night: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run._score_shards
+
+    def overtaken(*arguments: Any) -> dict[str, Any]:
+        stages = whole(*arguments)
+        for path in (tmp_path / "out").rglob("lease.json"):
+            path.unlink()
+        return stages
+
+    monkeypatch.setattr(run, "_score_shards", overtaken)
+    with pytest.raises(MelanomaError, match="Another driver has taken over"):
+        night()
+    assert committed_runs(str(tmp_path / "out")) == []
+
+
+def test_results_that_an_inventory_names_are_refused(night: Callable[..., Outcome], tmp_path: Path) -> None:
+    night()
+    (tmp_path / "manifest.csv").write_text("path\narchive/0.jpg\nout/scores/x.parquet\n")
+    with pytest.raises(InputError, match=r"The output .* lies in the archive"):
+        night(archive=str(tmp_path / "manifest.csv"), run_id="another")
+
+
+def test_a_night_that_finds_little_of_what_was_listed_does_not_succeed(
+    night: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    night(run_id="other", out=str(tmp_path / "other"))  # makes the archive
+    (tmp_path / "manifest.csv").write_text("path\narchive/0.jpg\narchive/8.jpg\narchive/9.jpg\n")
+    with pytest.raises(MelanomaError, match="2 of 3 images could not be read"):
+        night(archive=str(tmp_path / "manifest.csv"))
+
+
 def test_a_shard_that_is_not_what_was_planned_is_undone_and_scored_again(
     night: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -94,9 +168,29 @@ def test_a_run_that_can_read_nothing_does_not_succeed(night: Callable[..., Outco
     (tmp_path / "linked").mkdir()
     for name in ("2025", "2026"):
         (tmp_path / "linked" / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(MelanomaError, match=r"no image could be read.*is not a regular file"):
+    with pytest.raises(MelanomaError, match=r"2 of 2 images could not be read .*is not a regular file"):
         night(archive=str(tmp_path / "linked"))
     assert committed_runs(str(tmp_path / "out")) == []
+
+
+def test_a_run_that_could_read_too_little_goes_on_with_that_alone(
+    night: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """Two of six: the run fails at its end, and once they can be read, only their shard is done again."""
+    gone = [tmp_path / "archive" / name for name in ("x.jpg", "y.jpg")]
+    night(run_id="other", out=str(tmp_path / "other"))  # makes the archive
+    for path in gone:
+        path.symlink_to(tmp_path)
+    with pytest.raises(MelanomaError, match=r"2 of 6 images could not be read \(max_access_share is 0.25\)"):
+        night()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").rglob("*.parquet")}
+    assert len(written) == 2
+    for path in gone:
+        path.unlink()
+        path.write_bytes((tmp_path / "archive" / "0.jpg").read_bytes())
+    counts = night().record["counts"]
+    assert (counts["scored"], counts["rejected"]) == (6, 0)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
 def test_a_linked_folder_is_not_lost(night: Callable[..., Outcome], tmp_path: Path) -> None:

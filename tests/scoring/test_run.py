@@ -20,7 +20,8 @@ from melanoma import config, storage, synthetic, taxonomy, triage
 from melanoma.bundle import Bundle
 from melanoma.errors import InputError, MelanomaError
 from melanoma.local_s3 import LocalS3
-from melanoma.scoring.run import Outcome, Progress, read_alerts, score
+from melanoma.scoring.run import Outcome, read_alerts, score
+from melanoma.scoring.watch import Watch
 from melanoma.taxonomy import image_id_of
 
 Contents = Callable[[Path], dict[str, tuple[int, bytes]]]
@@ -362,7 +363,8 @@ def test_what_can_never_be_read_does_not_stop_the_nights(
 ) -> None:
     archive, out = tmp_path / "archive", tmp_path / "out"
     archive.mkdir()
-    (archive / "a.jpg").write_bytes(lesion("NV", 1))
+    for number in range(8):
+        (archive / f"{number}.jpg").write_bytes(lesion("NV", number))
     for name in ("pipe.jpg", "another pipe.jpg"):
         os.mkfifo(archive / name)
     found = []
@@ -370,7 +372,7 @@ def test_what_can_never_be_read_does_not_stop_the_nights(
     for date in ("2026-11-20", "2026-11-21"):
         counts = score(settings(archive, out, bundle_path, run_date=date, workers=1), say=silent).record["counts"]
         found.append((counts["done_before"], counts["scored"], counts["rejects_by_kind"]))
-    assert found == [(0, 1, {"access": 2}), (1, 0, {"access": 2})]
+    assert found == [(0, 8, {"access": 2}), (8, 0, {"access": 2})]
 
 
 # --- interrupted -----------------------------------------------------------------------------------------------------
@@ -390,7 +392,7 @@ def test_a_run_survives_the_death_of_its_worker(
         (archive / f"{number}.jpg").write_bytes(data)
     seen: list[set[int]] = []
 
-    def kill_one(_: Progress) -> None:
+    def kill_one(_: Watch) -> None:
         seen.append({pid for pid, command in descendants(os.getpid()).items() if "ShardScorer" in command})
         if len(seen) == 1:
             os.kill(min(seen[0]), signal.SIGKILL)
@@ -407,8 +409,8 @@ def test_a_run_survives_the_death_of_its_worker(
 def died_before_its_record(s3_night: Night, s3: LocalS3, bucket: str) -> tuple[Path, str]:
     """What the night leaves that dies after its last shard: all but the commit record. And its URI."""
     out = s3.root / bucket
-    for kind in ("scores", "rejects", "alerts", "runs"):
-        for path in (s3_night.files / kind).rglob(f"run_id={s3_night.record['run_id']}/*"):
+    for kind in ("scores", "rejects", "alerts", "runs", "plans"):
+        for path in (s3_night.files / kind).rglob(f"run_id={s3_night.record['run_id']}/**/*.*"):
             target = out / path.relative_to(s3_night.files)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)

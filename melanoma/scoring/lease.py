@@ -1,0 +1,92 @@
+"""One driver at a time scores an archive with a model: it holds a lease, and renews it every few seconds.
+
+No clock is compared with another machine's: a lease is alive if it changes while one looks at it. Stores differ in
+whether they know conditional writes, so none is used; should two drivers overlap for a moment all the same, the one
+that has lost the lease ends before it publishes anything.
+"""
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+from melanoma import storage
+from melanoma.errors import InputError, MelanomaError
+
+BEAT = 3.0  # seconds between two renewals
+DEAD_AFTER = 5 * BEAT  # seconds without one
+_SETTLE = 1.0  # seconds in which a write of another driver that began at the same moment becomes visible
+_AT_WORK = "Another driver is at work on the same archive with the same model: this one has nothing to do."
+
+
+@contextlib.contextmanager
+def hold(uri: str, say: Callable[[str], None], patience: float) -> Iterator[Callable[[], None]]:
+    """Hold the lease at `uri`; yields a function that looks at it, and raises MelanomaError once another driver has it.
+
+    `patience`: seconds for which a store that does not answer is asked again. Raises InputError where another driver is
+    at work, after up to `DEAD_AFTER` seconds of looking at its lease, and OSError.
+    """
+    retrying = storage.retrying(patience)
+    _wait_for_the_dead(uri, say)
+    owner = uuid.uuid4().hex
+    storage.write_json(uri, {"owner": owner, "beat": 0})
+    time.sleep(_SETTLE)
+    if _owner(uri) != owner:
+        raise InputError(_AT_WORK)
+    ended = threading.Event()
+
+    def renew() -> None:
+        beat = 0
+        while not ended.wait(BEAT):
+            # The store may be away for a while: then nobody else can take the lease, either.
+            with contextlib.suppress(OSError):
+                if _owner(uri) != owner:
+                    return
+                beat += 1
+                storage.write_json(uri, {"owner": owner, "beat": beat})
+
+    def check() -> None:
+        # Gone is lost, too: another driver took it and has ended since.
+        if retrying(_owner, uri) != owner:
+            raise MelanomaError("Another driver has taken over: this one ends.")
+
+    renewer = threading.Thread(target=renew, daemon=True)
+    renewer.start()
+    try:
+        yield check
+    finally:
+        ended.set()
+        renewer.join()
+        with contextlib.suppress(OSError):
+            if _owner(uri) == owner:
+                storage.delete(uri)
+
+
+def _wait_for_the_dead(uri: str, say: Callable[[str], None]) -> None:
+    first = _read(uri)
+    if first is None:
+        return
+    say(f"Another driver has been at work here: looking for {DEAD_AFTER:g} s whether it is alive.")
+    until = time.monotonic() + DEAD_AFTER
+    while time.monotonic() < until:
+        time.sleep(_SETTLE)
+        now = _read(uri)
+        if now is None:
+            return
+        if now != first:
+            raise InputError(_AT_WORK)
+    say("It is not: going on in its place.")
+
+
+def _read(uri: str) -> bytes | None:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError:
+        return None
+
+
+def _owner(uri: str) -> str | None:
+    data = _read(uri)
+    return None if data is None else str(json.loads(data)["owner"])

@@ -1,0 +1,39 @@
+"""What a night does where Ray's object store is full, and the disk on which it would put what does not fit, too."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from melanoma import cluster, config
+from melanoma.scoring.run import score
+
+STORE = 80 * 2**20  # bytes, about the least that Ray takes
+
+
+@pytest.fixture
+def full_object_store() -> Iterator[None]:
+    full = {"local_fs_capacity_threshold": 0.0, "local_fs_monitor_interval_ms": 50}  # any disk counts as full
+    with pytest.MonkeyPatch.context() as patch:
+        started = {**cluster.STARTED_HERE, "object_store_memory": STORE, "_system_config": full}
+        patch.setattr(cluster, "STARTED_HERE", started)
+        cluster.connect()
+        held = [ray.put(np.zeros(STORE // 10, np.uint8)) for _ in range(9)]
+        with pytest.raises(ray.exceptions.OutOfDiskError):
+            ray.put(np.zeros(STORE // 4, np.uint8))
+        yield
+        del held
+        cluster.disconnect()
+
+
+def test_a_night_goes_on(
+    full_object_store: None, tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path
+) -> None:
+    (tmp_path / "archive").mkdir()
+    for seed in range(12):
+        (tmp_path / "archive" / f"{seed}.jpg").write_bytes(lesion(seed=seed))
+    places = {"archive": str(tmp_path / "archive"), "out": str(tmp_path / "out"), "bundle": str(bundle_path)}
+    own = config.load(config.ScoreConfig, None, **places, shard_size=4)
+    assert score(own, say=lambda _: None).record["counts"]["scored"] == 12

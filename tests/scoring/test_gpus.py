@@ -1,0 +1,54 @@
+"""A cluster with GPUs (here: with nodes that say so): images are decoded by CPU workers, the network is asked there."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from melanoma import cluster, config
+from melanoma.errors import InputError
+from melanoma.scoring.run import Outcome, score
+
+
+@pytest.fixture(scope="module")
+def with_a_gpu() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        started = cluster.STARTED_HERE
+        patch.setattr(cluster, "STARTED_HERE", {**started, "num_gpus": 1})
+        cluster.connect()
+        yield
+        cluster.disconnect()
+
+
+@pytest.fixture
+def night(
+    with_a_gpu: None, tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path
+) -> Callable[[int | None], Outcome]:
+    (tmp_path / "archive").mkdir()
+    for seed in range(13):
+        (tmp_path / "archive" / f"{seed}.jpg").write_bytes(lesion(seed=seed))
+    (tmp_path / "archive" / "broken.jpg").write_bytes(b"no image")
+
+    def run(gpus: int | None) -> Outcome:
+        places = {"archive": str(tmp_path / "archive"), "out": f"{tmp_path}/{gpus}", "bundle": str(bundle_path)}
+        own = config.load(config.ScoreConfig, None, **places, gpus=gpus, batch_size=2, shard_size=8)
+        return score(own, say=lambda _: None)
+
+    return run
+
+
+def test_the_network_is_asked_on_the_gpu_and_says_the_same(
+    night: Callable[[int | None], Outcome], tmp_path: Path
+) -> None:
+    found = {}
+    for gpus in (0, None):
+        assert night(gpus).record["counts"]["scored"] == 13
+        scores = pd.read_parquet(tmp_path / str(gpus) / "scores").sort_values("image_uri", ignore_index=True)
+        found[gpus] = scores.drop(columns=["run_id", "run_date", "scored_at"])
+    pd.testing.assert_frame_equal(found[0], found[None], atol=1e-5)
+
+
+def test_more_gpus_than_there_are_are_refused(night: Callable[[int | None], Outcome], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gpus is 2: the cluster has 1"):
+        night(2)

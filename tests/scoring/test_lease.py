@@ -1,0 +1,98 @@
+"""One driver at a time: the second goes away, and a dead one is followed."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from melanoma import storage
+from melanoma.errors import InputError, MelanomaError
+from melanoma.scoring import lease
+
+PATIENCE = 1.0  # seconds
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.1)
+    monkeypatch.setattr(lease, "DEAD_AFTER", 1.0)
+    monkeypatch.setattr(lease, "_SETTLE", 0.2)
+
+
+@pytest.fixture(params=["local", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    place = f"s3://{request.getfixturevalue('bucket')}" if request.param == "s3" else str(tmp_path)
+    return f"{place}/runs/lease.json"
+
+
+def test_a_lease_is_gone_when_its_holder_has_ended(uri: str) -> None:
+    for _ in range(2):
+        with lease.hold(uri, pytest.fail, PATIENCE) as check:
+            assert storage.exists(uri)
+            check()
+        assert not storage.exists(uri)
+
+
+def test_the_second_driver_says_so_and_ends(uri: str) -> None:
+    said: list[str] = []
+    with lease.hold(uri, pytest.fail, PATIENCE) as check:
+        with (
+            pytest.raises(InputError, match="Another driver is at work on the same archive"),
+            lease.hold(uri, said.append, PATIENCE),
+        ):
+            pytest.fail("two at once")
+        check()
+    assert len(said) == 1
+
+
+def test_of_drivers_that_begin_at_once_one_goes_on(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Five threads of a busy machine take their time to write.
+    monkeypatch.setattr(lease, "_SETTLE", 2.0)
+    held: list[int] = []
+    refused: list[int] = []
+    begin = threading.Barrier(5)
+
+    def drive(number: int) -> None:
+        begin.wait()
+        try:
+            with lease.hold(uri, lambda line: None, PATIENCE):
+                held.append(number)
+                deadline = time.monotonic() + 60
+                while len(refused) < 4 and time.monotonic() < deadline:
+                    time.sleep(0.05)
+        except InputError:
+            refused.append(number)
+
+    threads = [threading.Thread(target=drive, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 4)
+
+
+def test_a_dead_driver_is_followed(uri: str) -> None:
+    storage.write_json(uri, {"owner": "one that was killed", "beat": 7})
+    said: list[str] = []
+    with lease.hold(uri, said.append, PATIENCE):
+        assert said[-1] == "It is not: going on in its place."
+
+
+def test_who_has_lost_the_lease_ends_and_leaves_it(uri: str) -> None:
+    with lease.hold(uri, pytest.fail, PATIENCE) as check:
+        # As after a minute in which this process was stopped.
+        storage.write_json(uri, {"owner": "another", "beat": 0})
+        with pytest.raises(MelanomaError, match="Another driver has taken over"):
+            check()
+        time.sleep(0.5)
+    assert storage.read_json(uri)["owner"] == "another"
+
+
+def test_a_lease_that_another_has_taken_and_given_back_is_lost(uri: str) -> None:
+    with lease.hold(uri, pytest.fail, PATIENCE) as check:
+        storage.delete(uri)
+        time.sleep(0.5)
+        with pytest.raises(MelanomaError, match="Another driver has taken over"):
+            check()
+    assert not storage.exists(uri)
