@@ -5,7 +5,7 @@ write.
       scores/run_date=2026-11-20/run_id=ID/shard-00000.parquet    every image scored
       rejects/run_date=2026-11-20/run_id=ID/shard-00000.parquet   every image that could not be, and why
       alerts/run_date=2026-11-20/run_id=ID/alerts.parquet         one object
-      runs/run_id=ID/plan.json, plans/run_id=ID/*.parquet         what the run is to score, frozen before it begins
+      runs/run_id=ID/plan.json, plans/run_id=ID/*/*.parquet       what the run is to score, frozen before it begins
       runs/run_id=ID.json                                         the commit record, written last
 
 A run is a plan cut into shards. A shard is scored by one worker and written as two objects of fixed names, its scores
