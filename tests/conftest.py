@@ -184,6 +184,16 @@ def other_bundle_path(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left_behind() -> Iterator[None]:
+    """A Ray that one test module leaves running would silently be that of the next."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("This module leaves its Ray running.")
+
+
 @pytest.fixture(scope="module")
 def ray_cluster(s3: LocalS3) -> Iterator[None]:
     """A Ray of the test module's own, as the commands start it. Its workers know of `s3`, as they inherit this

@@ -14,18 +14,27 @@ STORE = 80 * 2**20  # bytes, about the least that Ray takes
 
 
 @pytest.fixture
-def full_object_store() -> Iterator[None]:
+def full_object_store(tmp_path: Path) -> Iterator[None]:
     full = {"local_fs_capacity_threshold": 0.0, "local_fs_monitor_interval_ms": 50}  # any disk counts as full
+    spilled = tmp_path / "spilled"
     with pytest.MonkeyPatch.context() as patch:
-        started = {**cluster.STARTED_HERE, "object_store_memory": STORE, "_system_config": full}
-        patch.setattr(cluster, "STARTED_HERE", started)
+        where = {"object_store_memory": STORE, "object_spilling_directory": str(spilled)}
+        patch.setattr(cluster, "STARTED_HERE", {**cluster.STARTED_HERE, **where, "_system_config": full})
         cluster.connect()
-        held = [ray.put(np.zeros(STORE // 10, np.uint8)) for _ in range(9)]
-        with pytest.raises(ray.exceptions.OutOfDiskError):
-            ray.put(np.zeros(STORE // 4, np.uint8))
-        yield
-        del held
-        cluster.disconnect()
+        try:
+            # Ray spills to a disk that counts as full all the same; to a file in the folder's place it cannot.
+            spilled.rmdir()
+            spilled.write_bytes(b"")
+            held = [ray.put(np.zeros(STORE // 10, np.uint8)) for _ in range(9)]
+            with pytest.raises(ray.exceptions.OutOfDiskError):
+                ray.put(np.zeros(STORE // 4, np.uint8))
+            yield
+            with pytest.raises(ray.exceptions.OutOfDiskError):
+                ray.put(np.zeros(STORE // 4, np.uint8))
+            del held
+        finally:
+            spilled.unlink()
+            cluster.disconnect()
 
 
 def test_a_night_goes_on(
