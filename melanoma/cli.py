@@ -5,6 +5,7 @@ Answers go to standard output, progress to standard error.
 """
 
 import contextlib
+import csv
 import hashlib
 import json
 import logging
@@ -580,11 +581,16 @@ def score(
 
 
 def run_score(settings: config.ScoreConfig, as_json: bool = False) -> None:
+    from melanoma import deliver
     from melanoma.scoring.run import score
 
+    if settings.deliver:
+        deliver.check(settings.deliver)  # rather now than after hours
     with _bar("Scoring") as bar, _log_lines(settings.log):
         outcome = score(settings, lambda watch: bar(watch.done, watch.total), say)
     record = outcome.record
+    if settings.deliver:
+        deliver.deliver(settings.out, settings.deliver, say=say)
     if as_json:
         _print_json({**record, "changed": outcome.changed})
         return
@@ -634,34 +640,67 @@ def print_run(record: dict[str, Any], out: str) -> None:
         f"{counts['alerts']} alerts ({counts['urgent']} urgent, {counts['review']} review).",
     )
     answer.print(f"Results in {out}: scores/, rejects/, alerts/ and runs/run_id={record['run_id']}.json")
+    answer.print(f"The night on one page: {out}/runs/run_id={record['run_id']}/run.html")
 
 
 @app.command(epilog="Example: melanoma alerts s3://results --date 2026-11-20")
 def alerts(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3:// URI of the results.")],
     date: Annotated[str | None, typer.Option(help="ISO date; default: the newest.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Only what no earlier night has raised.")] = False,
+    by_patient: Annotated[bool, typer.Option("--by-patient", help="Patients together, the worst first.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Json = False,
 ) -> None:
     """List the alerts of a night, the most probable melanoma first."""
+    from melanoma import triage
+    from melanoma.scoring import alerts as alerting
     from melanoma.scoring.run import read_alerts
 
-    rows = read_alerts(out, date).to_pylist()
+    rows = [row for row in read_alerts(out, date).to_pylist() if not new or row["first_raised"] is None]
+    if by_patient:
+        rows = alerting.by_patient(rows)
     if as_json:
         _print_json(rows)
         return
-    table = Table("rank", "level", "melanoma", "diagnosis", "outlier", "image", "model")
+    if as_csv:
+        fields = [name for name in triage.ALERTS.names if name not in ("quality", "copies")]
+        writer = csv.DictWriter(sys.stdout, [*fields, "copies"], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "copies": " ".join(row["copies"] or ())} for row in rows)
+        return
+    table = Table("rank", "level", "melanoma", "diagnosis", "outlier", "patient", "raised before", "image", "model")
     for row in rows:
+        copies = f" (+{len(row['copies'])})" if row["copies"] else ""
         table.add_row(
             str(row["rank"]),
             row["alert_level"],
             f"{row['p_melanoma']:.1%}",
             row["diagnosis"],
             f"{row['outlier_score']:.1f}",
-            row["image_uri"],
+            row["patient_id"] or "",
+            row["first_raised"] or "",
+            f"{row['image_uri']}{copies}",
             row["model_version"],
         )
     answer.print(table)
-    answer.print(f"{len(rows)} alerts.")
+    known = sum(row["first_raised"] is not None for row in rows)
+    answer.print(f"{len(rows)} alerts, {len(rows) - known} of them new.")
+
+
+@app.command(epilog="Example: melanoma deliver s3://results --config configs/deliver.yaml")
+def deliver(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3:// URI of the results.")],
+    config_file: Annotated[str, typer.Option("--config", help="YAML such as configs/deliver.yaml.")],
+    date: Annotated[str | None, typer.Option(help="ISO date; default: the newest.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Send too what may have arrived already.")] = False,
+) -> None:
+    """Send the new alerts of a night by webhook and e-mail, each once."""
+    from melanoma.deliver import deliver
+
+    sent = deliver(out, config.load(config.DeliveryConfig, config_file), date, again, say)
+    if not sent:
+        say("Nothing was left to deliver.")
 
 
 @app.command(epilog="Example: MELANOMA_API_KEY=... melanoma serve --bundle out/bundle --port 8000")

@@ -285,6 +285,18 @@ class RecipesConfig(Model):
     recipes: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # a name, and keys of the training with values
 
 
+class DeliveryConfig(Model):
+    """Where the alerts of a night go; secrets are in the environment, see `melanoma.deliver`."""
+
+    webhook: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    smtp_host: str | None = None
+    smtp_port: Annotated[int, Field(ge=1, le=65535)] = 587
+    smtp_tls: bool = True
+    mail_from: str | None = None
+    mail_to: tuple[str, ...] = ()
+    patience: Annotated[float, Field(ge=0)] = 300  # seconds for which a receiver that fails is tried again
+
+
 class ScoreConfig(Model):
     archive: str | tuple[str, ...]  # folders, prefixes, manifests, inventories: see melanoma.scoring.archive
     out: str
@@ -302,17 +314,21 @@ class ScoreConfig(Model):
     max_access_share: Share = 0.25  # of the images: with more of them unreadable, the run fails at its end
     max_bytes: Positive = 64 * 2**20
     max_pixels: Positive = 64_000_000
+    explained: Annotated[int, Field(ge=0)] = 50  # alerts, the first by rank, with picture and heat map on the page
+    hold_back_annotated: bool = False  # no page shows pictures that may have text in them
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None  # of the driver, for Prometheus; null: none
     metrics_host: str = "127.0.0.1"
     log: str | None = None  # a file to which one line of JSON a minute is added
+    deliver: DeliveryConfig | None = None  # what is done with the alerts once the run is committed
+
+
+Measure = Literal["speed", "latency", "growth", "nodes", "start", "dicom", "tar"]
 
 
 class BenchmarkConfig(Model):
     archive: str | tuple[str, ...]
     out: str  # a local folder for what is measured
-    measure: Annotated[tuple[Literal["speed", "latency", "growth", "nodes", "start"], ...], Field(min_length=1)] = (
-        "speed",
-    )
+    measure: Annotated[tuple[Measure, ...], Field(min_length=1)] = ("speed",)
     bundle: str | None = None
     images: Positive = 2000  # at most so many of the archive
     repeat: Positive = 1  # each under so many names

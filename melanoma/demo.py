@@ -97,6 +97,7 @@ What was done, in {time.monotonic() - began:.0f} seconds
     {counts["rejected"]} files rejected ({kinds})
     {counts["alerts"]} melanoma alerts: {counts["urgent"]} urgent, {counts["review"]} for review
 Where it lies
+  page     {objects / "results" / "runs" / f"run_id={record['run_id']}" / "run.html"}
   alerts   {objects / "results" / "alerts" / folder / "alerts.parquet"}
   scores   {objects / "results" / "scores" / folder}
   rejects  {objects / "results" / "rejects" / folder}

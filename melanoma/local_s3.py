@@ -57,11 +57,12 @@ class LocalS3:
 
 
 @contextmanager
-def serve(root: Path, log: Path | None = None) -> Iterator[LocalS3]:
+def serve(root: Path, log: Path | None = None, etags: bool = True) -> Iterator[LocalS3]:
     """Serves the folder `root` (made if missing) as S3 until the block ends, with credentials of its own.
 
     A file written into a bucket's folder by other means is an object at once. The server ends with the block, or with
-    this process should that be killed. `log` takes what the server says; without it, a temporary file does.
+    this process should that be killed. `log` takes what the server says; without it, a temporary file does. Without
+    `etags` objects have none: rclone reads the whole object for the ETag of every answer, also where a range is asked.
 
     Raises RuntimeError when there is no rclone binary or the server does not start.
     """
@@ -78,6 +79,7 @@ def serve(root: Path, log: Path | None = None) -> Iterator[LocalS3]:
         # Files that others write into the folder are seen after 1 ms. Not 0: rclone 1.75 then keeps a whole core
         # busy as soon as a put has made a folder, and a put takes seconds.
         *("--dir-cache-time", "1ms", "--poll-interval", "0"),
+        *(() if etags else ("--etag-hash", "")),
         str(root.resolve()),
     ]
     with log.open("wb") if log else tempfile.NamedTemporaryFile() as said:

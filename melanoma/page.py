@@ -8,10 +8,11 @@ from melanoma import taxonomy
 
 
 def environment(folder: Path, html: bool = True) -> jinja2.Environment:
-    """For the templates of a folder. A forgotten variable is an error; in HTML, words from outside are never markup."""
+    """For the templates of a folder, and page.css.j2. A forgotten variable is an error; in HTML, words from outside
+    are never markup."""
     # autoescape must be on by hand: Jinja's own choice goes by the file name, and .j2 is not on its list.
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=html,  # noqa: S701
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

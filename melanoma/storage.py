@@ -55,6 +55,10 @@ _FORBIDDEN = {
 }
 
 
+class ChangedError(OSError):
+    """The object is not the one that was listed any more."""
+
+
 class UnavailableError(ConnectionError):
     """The object store did not answer, broke off, or asked to be left alone for a while: a later try may succeed."""
 
@@ -255,7 +259,11 @@ def _local_info(path: str) -> ObjectInfo:
     # A name that is not UTF-8 cannot stand in Parquet: it is listed escaped, is not found under that name, and so is
     # rejected rather than lost.
     uri = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return ObjectInfo(uri, status.st_size, f"{status.st_size:x}-{status.st_mtime_ns:x}")
+    return ObjectInfo(uri, status.st_size, _local_etag(status))
+
+
+def _local_etag(status: os.stat_result) -> str:
+    return f"{status.st_size:x}-{status.st_mtime_ns:x}"
 
 
 @_plain_errors
@@ -282,6 +290,33 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
     with open(uri, "rb") as file:
         # Not `count` at once: Python takes memory for all that is asked for.
         return file.read() if limit is None else file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+
+
+@_plain_errors
+def read_range(uri: str, offset: int, length: int, etag: str = "") -> bytes:
+    """So many bytes of an object from `offset` on, fewer where it ends. Raises as `read_bytes`, and ChangedError where
+    the object is not the one of the `etag` any more; "" is any."""
+    if length <= 0:
+        return b""
+    changed = ChangedError(f"{uri} has changed since it was listed.")
+    if is_s3(uri):
+        bucket, key = _split(uri)
+        for _ in range(_BODY_ATTEMPTS):
+            response = _s3().get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-{offset + length - 1}")
+            # Not every store knows If-Match.
+            if etag and str(response.get("ETag", "")).strip('"') != etag:
+                response["Body"].close()
+                raise changed
+            with contextlib.closing(response["Body"]) as body, contextlib.suppress(*_BROKEN_OFF):
+                if len(data := bytes(body.read(length))) == response.get("ContentLength"):
+                    return data
+        raise UnavailableError(f"The object store broke off while sending {uri}.")
+    with open(uri, "rb") as file:
+        status = os.fstat(file.fileno())
+        if etag and _local_etag(status) != etag:
+            raise changed
+        file.seek(offset)
+        return file.read(min(length, max(0, status.st_size - offset)))
 
 
 @_plain_errors
@@ -374,6 +409,15 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         return pq.ParquetFile(io.BytesIO(data)).read(columns=columns)
     except (pa.ArrowException, OSError, ValueError):  # pyarrow raises OSError for damaged pages
         raise InputError(f"{uri} is not a Parquet file, or a damaged one.") from None
+
+
+def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema; nulls for those that an earlier version of this program did not write."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def write_table(uri: str, table: pa.Table) -> None:

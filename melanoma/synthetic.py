@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pydicom
 from PIL import ExifTags, Image, ImageDraw, ImageFilter
+from pydicom import uid
+from pydicom.encaps import encapsulate
 
 from melanoma.taxonomy import CODES, NAMES
 
@@ -462,7 +465,7 @@ def broken_files(seed: int = 0) -> list[BrokenFile]:
         BrokenFile("notes.jpg", "Patient möchte keine Fotos.\n".encode(), "not_an_image"),
         BrokenFile('the "good" one.jpg', html, "not_an_image"),
         BrokenFile("sidecar & more.json", record, "not_an_image"),
-        BrokenFile("export.zip", packed.getvalue(), "not_an_image"),
+        BrokenFile("referral.docx", packed.getvalue(), "not_an_image"),
         BrokenFile("lesion.jpg.gz", gzip.compress(jpeg, mtime=0), "not_an_image"),
         BrokenFile("consent form.pdf", b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n%%EOF\n", "not_an_image"),
         BrokenFile("failed copy.jpg", bytes(4096), "not_an_image"),
@@ -481,7 +484,7 @@ def broken_files(seed: int = 0) -> list[BrokenFile]:
 def good_files(images: Sequence[np.ndarray]) -> list[tuple[str, bytes]]:
     """Each picture, uint8 RGB [height, width, 3], as a file of a format and a size that a clinic may send.
 
-    The twelve formats come in turn; with them its own size and larger ones. Returns names, unique relative paths, and
+    The thirteen formats come in turn; with them its own size and larger ones. Returns names, unique relative paths, and
     bytes, in the order of `images`.
     """
     files = []
@@ -495,6 +498,36 @@ def good_files(images: Sequence[np.ndarray]) -> list[tuple[str, bytes]]:
 
 _SIZES: tuple[tuple[int, int] | None, ...] = (None, None, (640, 480), None, (1022, 767), None, (1504, 1129))
 _FOLDERS = ("clinic A/2026/11", "clinic_b", "Zürich/Müller, Änne", "clinic A/2026/12", '100% "follow-up" #1', "皮膚科")
+
+
+def dicom_file(frames: Sequence[np.ndarray], syntax: uid.UID = uid.ExplicitVRLittleEndian, **elements: object) -> bytes:
+    """A Dermoscopic Photography file of frames, each uint8 RGB [height, width, 3], uncompressed or JPEG Baseline.
+
+    `elements` are DICOM's by their keywords, such as PatientID.
+    """
+    made = pydicom.Dataset()
+    made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = syntax
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = uid.UID("1.2.840.10008.5.1.4.1.1.77.1.7")
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = uid.UID("2.25.1")
+    made.Rows, made.Columns, made.SamplesPerPixel = frames[0].shape
+    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 8, 8, 7, 0
+    made.PlanarConfiguration = 0
+    if len(frames) > 1:
+        made.NumberOfFrames = len(frames)
+    if syntax == uid.JPEGBaseline8Bit:
+        made.PhotometricInterpretation = "YBR_FULL_422"
+        made.PixelData = encapsulate([_encoded(Image.fromarray(frame), "JPEG", quality=92) for frame in frames])
+    else:
+        made.PhotometricInterpretation = "RGB"
+        data = b"".join(frame.tobytes() for frame in frames)
+        made.PixelData = data + b"\0" * (len(data) % 2)
+    made["PixelData"].VR = "OB"
+    for name, value in elements.items():
+        setattr(made, name, value)
+    buffer = io.BytesIO()
+    made.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 def _encoded(picture: Image.Image, format_: str, **options: object) -> bytes:
@@ -540,4 +573,5 @@ _FORMATS: tuple[tuple[str, Callable[[Image.Image], bytes]], ...] = (
     ("web.webp", lambda picture: _encoded(picture, "WEBP", quality=92)),
     ("windows.bmp", lambda picture: _encoded(picture, "BMP")),
     ("phone.jpg", _turned_jpeg),
+    ("dermoscope.dcm", lambda picture: dicom_file([np.asarray(picture)], uid.JPEGBaseline8Bit, PatientID="SYN-1")),
 )

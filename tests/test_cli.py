@@ -1,6 +1,8 @@
 """The command: what it answers, and that whatever is wrong ends as one sentence and the right exit code."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -26,7 +28,7 @@ from melanoma.local_s3 import LocalS3
 
 Run = Callable[..., Any]
 
-COMMANDS = ["catalog", "split", "audit", "train", "evaluate", "predict", "score", "alerts", "serve", "demo"]
+COMMANDS = ["catalog", "split", "audit", "train", "evaluate", "predict", "score", "alerts", "deliver", "serve", "demo"]
 
 
 def sentence(said: Any, code: int = 2) -> str:
@@ -522,8 +524,18 @@ def test_score_and_alerts_answer_in_words_and_in_json(
     for row in rows:
         assert row["image_uri"] in said.out
         assert f"{row['p_melanoma']:.1%}" in said.out
-    assert said.out.splitlines()[-1] == f"{counts['alerts']} alerts."
-    assert "there are runs of 2026-11-20" in sentence(command("alerts", out, "--date", "2026-11-21"))
+    assert said.out.splitlines()[-1] == f"{counts['alerts']} alerts, {counts['alerts']} of them new."
+    table = list(csv.DictReader(io.StringIO(command("alerts", out, "--csv").out)))
+    assert [row["image_uri"] for row in table] == [row["image_uri"] for row in rows]
+    assert [float(row["p_melanoma"]) for row in table] == [row["p_melanoma"] for row in rows]
+    assert (out / "runs" / "run_id=night" / "run.html").exists()
+
+    # What the night before has raised is said, and may be left out.
+    again = command(*arguments, "--run-date", "2026-11-21", "--all", "--json")
+    assert json.loads(again.out)["counts"]["alerts"] == counts["alerts"]
+    assert command("alerts", out, "--new").out.splitlines()[-1] == "0 alerts, 0 of them new."
+    assert {row["first_raised"] for row in json.loads(command("alerts", out, "--json").out)} == {"2026-11-20"}
+    assert "there are runs of 2026-11-20, 2026-11-21" in sentence(command("alerts", out, "--date", "2026-11-22"))
 
 
 def test_an_unexpected_error_says_how_to_see_where(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from melanoma.catalog.resolve import Rules
 from melanoma.config import (
     AblationConfig,
     BenchmarkConfig,
+    DeliveryConfig,
     EvaluateConfig,
     RecipesConfig,
     ScoreConfig,
@@ -50,6 +51,7 @@ MODELS: dict[str, type[Any]] = {
     "recipes": RecipesConfig,
     "tune": TuneConfig,
     "benchmark": BenchmarkConfig,
+    "deliver": DeliveryConfig,
     "isic9": Rules,
 }
 

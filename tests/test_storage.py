@@ -404,3 +404,10 @@ def test_a_body_that_breaks_off_is_asked_for_again_and_never_taken_for_whole(
         finally:
             storage.forget_client()
             server.shutdown()
+
+
+def test_a_table_of_an_earlier_version_gets_the_columns_it_lacks() -> None:
+    schema = pa.schema([("a", pa.dictionary(pa.int32(), pa.string())), ("b", pa.list_(pa.int64()))])
+    found = storage.completed(pa.table({"a": ["x"], "other": [1]}), schema)
+    assert found.schema == schema
+    assert found.to_pylist() == [{"a": "x", "b": None}]

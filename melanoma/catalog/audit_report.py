@@ -12,7 +12,7 @@ from rich.table import Table
 
 from melanoma import page, storage
 from melanoma.catalog import audit, properties
-from melanoma.imaging.decode import ImageError, Limits, decode_image
+from melanoma.imaging.decode import ImageError, Limits, decode_image, is_recognizable
 
 SETS_SHOWN = 200
 """Of each kind of finding the page shows at most this many sets of images,"""
@@ -65,10 +65,13 @@ def _shown(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _picture(uri: str) -> str | None:
-    """A data URI, or None for what cannot be read."""
+    """A data URI, or None for what cannot be read, or from which a person may be known."""
     limits = Limits()
     try:
-        image = decode_image(storage.read_bytes(uri, limits.max_bytes), limits, _PICTURE_SIDE)
+        data = storage.read_bytes(uri, limits.max_bytes)
+        if is_recognizable(data):
+            return None
+        image = decode_image(data, limits, _PICTURE_SIDE)
     except (OSError, ImageError):
         return None
     buffer = io.BytesIO()

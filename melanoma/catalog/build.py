@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from melanoma import storage, taxonomy
+from melanoma import privacy, storage, taxonomy
 from melanoma.catalog import groups, schema
 from melanoma.errors import InputError
 from melanoma.imaging.border import dark_border
@@ -53,14 +53,17 @@ def build(
 
     Every image is read once. One that cannot be read stays in the catalog with its reason in `error`. `on_image` is
     told how many images of how many are done. `metadata` are tables that know more of images by their ISIC id: lesion,
-    patient, age, sex, site. Raises InputError for a source or table that is not there or is of no use.
+    patient, age, sex, site. Patients go by pseudonyms where `melanoma.privacy` has a key. Raises InputError for a
+    source or table that is not there or is of no use.
     """
     rows = [row for source in sources for row in _rows_of(storage.normalize(source))]
     for table in metadata:
         _add_metadata(rows, storage.normalize(table))
+    own = privacy.from_environment(hold_back_annotated=False)
     with ThreadPoolExecutor(max_workers=16) as pool:
         for done, (row, facts) in enumerate(zip(rows, pool.map(_inspect, rows), strict=True), start=1):
             row.update(facts)
+            row["patient_id"] = own.pseudonym(row.get("patient_id"))
             on_image(done, len(rows))
     frame = pd.DataFrame(rows, columns=schema.SCHEMA.names, dtype=object)
     # One spelling of "not known" for all sources.
@@ -82,6 +85,10 @@ def _inspect(row: dict[str, Any]) -> dict[str, Any]:
         decoded = decode(data, _HASHED_SIZE, limits)
     except ImageError as error:
         return {**facts, "error": error.reason}
+    # What a DICOM header says, where the source says nothing.
+    for name, known in (("patient_id", decoded.header.patient_id), ("anatomic_site", decoded.header.body_site)):
+        if known is not None and row.get(name) is None:
+            facts[name] = known
     picture = Image.fromarray(decoded.pixels)
     sharpness, exposure = quality(decoded.pixels)
     return {

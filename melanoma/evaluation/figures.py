@@ -289,3 +289,27 @@ def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.grid(color="#e3e7ea")
+
+
+def night_figure(tonight: Floats, before: Floats, review: float, urgent: float) -> Figure:
+    """Shares of images by probability of melanoma, each float [images]: of a night and, where there are any, of those
+    before it; with the thresholds of the alert levels."""
+    edges = np.linspace(0, 1, 41).tolist()
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        if len(before):
+            weights = np.full(len(before), 1 / len(before))
+            axes.hist(before, edges, weights=weights, color="#c3ccd4", label="earlier nights")
+        axes.hist(
+            tonight, edges, weights=np.full(len(tonight), 1 / len(tonight)), histtype="step", linewidth=2, color=BLUE,
+            label="this night",
+        )  # fmt: skip
+        for value, name, style in ((review, "review", "--"), (urgent, "urgent", "-")):
+            axes.axvline(value, color=ORANGE, linestyle=style, linewidth=1.5, label=f"{name} from {value:.1%}")
+        axes.set(xlim=(0, 1), xlabel="probability of melanoma", ylabel="share of images")
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(frameon=False, fontsize=10.5)
+    return figure

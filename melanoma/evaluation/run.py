@@ -29,7 +29,7 @@ from melanoma.evaluation.comparison import compare
 from melanoma.evaluation.metrics import compute_metrics, top_of_patient
 from melanoma.evaluation.predictions import floats, group_codes, is_melanoma
 from melanoma.evaluation.report import select_pictures, write_report
-from melanoma.imaging.decode import ImageError, Limits, decode, decode_image
+from melanoma.imaging.decode import ImageError, Limits, decode, decode_image, is_recognizable
 from melanoma.predictor import Predictor
 
 _BATCH = 64
@@ -253,8 +253,10 @@ def _batches(values: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]
 
 
 def _picture(uri: str) -> bytes:
-    buffer = io.BytesIO()
-    decode_image(storage.read_bytes(uri), longest=_PICTURE_SIZE).save(buffer, "JPEG", quality=85)
+    """A JPEG; nothing where a person may be known from the picture."""
+    data, buffer = storage.read_bytes(uri), io.BytesIO()
+    if not is_recognizable(data):
+        decode_image(data, longest=_PICTURE_SIZE).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 

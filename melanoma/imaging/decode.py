@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -23,6 +23,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 # Stored in a model bundle. Any change of the pixels that `decode` returns is a new version.
 PREPROCESSING = "squash-1"
+# Raised with what can be read at all: what an earlier night could not read is then tried again.
+READS = 2
 
 ErrorKind = Literal[
     "empty", "truncated", "not_an_image", "unsupported", "too_large", "dicom", "not_found", "access"
@@ -46,7 +48,7 @@ class ImageError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may be at most: `max_bytes` of file, `max_pixels` of picture (width times height).
+    """What a file may be at most: `max_bytes` of file, `max_pixels` of picture (width times height, of all frames).
 
     64 million pixels take up to 0.6 GB while they are read, as WebP 1.0 GB. Pillow's own ceiling of 179 million pixels
     stays in force for TIFF and WebP.
@@ -60,16 +62,37 @@ DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
+class Header:
+    """What a DICOM file says of its picture, without the quotes and blanks that exports leave; None where it does not.
+
+    `acquired_at`: ISO 8601, in the time zone of the header or else in none. `body_site`: SNOMED's words or DICOM's.
+    `is_recognizable`: a person may be known from the picture. `is_annotated`: there may be text in it.
+    """
+
+    patient_id: str | None = None
+    study_uid: str | None = None
+    body_site: str | None = None
+    acquired_at: str | None = None
+    is_recognizable: bool | None = None
+    is_annotated: bool | None = None
+
+
+NO_HEADER = Header()
+
+
+@dataclass(frozen=True)
 class Decoded:
     """`pixels`: uint8 RGB [size, size, 3], C-contiguous, upright. `width`, `height`: of the upright original, pixels.
+    `header`: what a DICOM file says of its picture; of others nothing is known.
 
-    `format` is one of "JPEG", "PNG", "TIFF", "WEBP", "BMP".
+    `format` is one of "JPEG", "PNG", "TIFF", "WEBP", "BMP", "DICOM".
     """
 
     pixels: np.ndarray
     width: int
     height: int
     format: str
+    header: Header = NO_HEADER
 
 
 def decode(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> Decoded:
@@ -81,17 +104,30 @@ def decode(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> Decoded:
 
     Raises `ImageError` only, whatever the bytes.
     """
+    (only,) = _decoded(data, size, limits, several=False)
+    return only
+
+
+def decode_frames(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> list[Decoded]:
+    """As `decode`, of every frame of a DICOM file; any other file has one. The limit of pixels is that of all frames
+    together."""
+    return _decoded(data, size, limits, several=True)
+
+
+def _decoded(data: bytes, size: int, limits: Limits, several: bool) -> list[Decoded]:
     if size < 1:
         raise ValueError(f"size is {size}: it must be at least 1.")
-    image, (width, height), name = _read(data, limits, lambda width, height: (size, size))
-    return Decoded(np.array(image), width, height, name)
+    pictures, name, header = _read(data, limits, lambda width, height: (size, size), None if several else 0)
+    return [Decoded(np.array(image), width, height, name, header) for image, (width, height) in pictures]
 
 
-def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS, longest: int | None = None) -> Image.Image:
+def decode_image(
+    data: bytes, limits: Limits = DEFAULT_LIMITS, longest: int | None = None, frame: int | None = None
+) -> Image.Image:
     """The whole frame, upright RGB, aspect ratio kept, its longer side at most `longest` pixels.
 
-    Without the file's comment and other metadata, some of which Pillow would save again. Read as `decode` reads it.
-    Raises `ImageError` only, whatever the bytes.
+    `frame`, counted from 1: which one of a DICOM file with several. Without the file's comment and other metadata, some
+    of which Pillow would save again. Read as `decode` reads it. Raises `ImageError` only, whatever the bytes.
     """
     if longest is not None and longest < 1:
         raise ValueError(f"longest is {longest}: it must be at least 1.")
@@ -100,9 +136,21 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS, longest: int | No
         scale = min(1.0, longest / max(width, height)) if longest else 1.0
         return max(1, round(width * scale)), max(1, round(height * scale))
 
-    picture = _read(data, limits, fit)[0]
+    ((picture, _),) = _read(data, limits, fit, frame or 0)[0]
     picture.info = {}
     return picture
+
+
+def is_recognizable(data: bytes) -> bool:
+    """Whether a file says that a person may be known from its picture: only DICOM does. Never raises."""
+    if not is_dicom(data):
+        return False
+    from melanoma.imaging import dicom
+
+    try:
+        return bool(dicom.header(dicom.read(data)).is_recognizable)
+    except ImageError:
+        return False
 
 
 def quality(pixels: np.ndarray) -> tuple[float, float]:
@@ -117,6 +165,19 @@ def quality(pixels: np.ndarray) -> tuple[float, float]:
         luminance[:-2, 1:-1] + luminance[2:, 1:-1] + luminance[1:-1, :-2] + luminance[1:-1, 2:]
     ) - 4 * luminance[1:-1, 1:-1]
     return float(laplacian.var()), float(luminance.mean())
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file is DICOM: with a preamble, as the standard has it, or without, as some archives keep it."""
+    if data[128:132] == b"DICM":
+        return True
+    # The first element: of group 2 with an explicit VR, or of group 8 with any.
+    group, element = struct.unpack("<HH", data[:4]) if len(data) >= 8 else (0, 0)
+    return (group == 2 and element in (0, 1, 2, 0x10) and data[4:6] in (b"UL", b"OB", b"UI")) or (
+        group == 8
+        and element in (0, 1, 5, 8, 0x12, 0x13, 0x16, 0x18)
+        and (data[4:6] in (b"UL", b"CS", b"DA", b"TM", b"UI") or data[6:8] == b"\0\0")
+    )
 
 
 # --- bytes to an upright RGB picture ---------------------------------------------------------------------------------
@@ -143,13 +204,16 @@ _UPRIGHT = {
 }
 
 
+_Picture = tuple[Image.Image, tuple[int, int]]  # upright RGB, and width and height of the upright original
+
+
 def _read(
-    data: bytes, limits: Limits, fit: Callable[[int, int], tuple[int, int]]
-) -> tuple[Image.Image, tuple[int, int], str]:
-    """The picture as upright RGB in the size that `fit` wants, width and height of the upright original, the format.
+    data: bytes, limits: Limits, fit: Callable[[int, int], tuple[int, int]], frame: int | None
+) -> tuple[list[_Picture], str, Header]:
+    """The pictures in the size that `fit` wants, the format, and what is known of them.
 
     `fit` maps width and height of the original to those wanted, and must not care which of the two is which, as the
-    picture is turned upright last: by then it is small.
+    picture is turned upright last: by then it is small. `frame`: see `_frames_of_dicom`.
     """
     if not data:
         raise ImageError("empty", "The file is empty: fetch or export it again.")
@@ -158,11 +222,52 @@ def _read(
             "too_large",
             f"The file has more than {limits.max_bytes:,} bytes, the limit: make it smaller.",
         )
-    if data[128:132] == b"DICM":
-        raise ImageError("dicom", "This is a DICOM file, which is not read yet: export it as JPEG or PNG.")
+    if is_dicom(data):
+        pictures, header = _frames_of_dicom(data, limits, fit, frame)
+        return pictures, "DICOM", header
     name = _identify(data)
+    return [_rendered(data, name, limits, fit)], name, NO_HEADER
+
+
+def _frames_of_dicom(
+    data: bytes, limits: Limits, fit: Callable[[int, int], tuple[int, int]], frame: int | None
+) -> tuple[list[_Picture], Header]:
+    """`frame`, counted from 1: that one; 0: the only one; None: all."""
+    from melanoma.imaging import dicom  # heavy, and most archives hold none
+
+    found = dicom.read(data)
+    number = dicom.number_of_frames(found)
+    if frame == 0 and number > 1:
+        raise _unsupported(f"This DICOM file holds {number:,} frames, and only `melanoma score` reads several")
+    dicom.check_size(found, limits)
+    pictures = []
+    for index in range(number) if frame is None else [max(0, frame - 1)]:
+        picture = dicom.frame(found, index)
+        if isinstance(picture, np.ndarray):
+            height, width = picture.shape[:2]
+            small = Image.fromarray(picture).resize(fit(width, height), Image.Resampling.BILINEAR)
+            pictures.append((small, (width, height)))
+        else:
+            # DICOM says itself how a picture lies, and its decoders do not look for EXIF in a frame.
+            image, size = _rendered(picture.data, "JPEG", limits, fit, picture.is_rgb, is_upright=True)
+            pictures.append((ImageOps.invert(image) if picture.is_negative else image, size))
+        # A JPEG may be larger than the header says.
+        if sum(width * height for _, (width, height) in pictures) > limits.max_pixels:
+            raise _too_many_pixels(f"more than {limits.max_pixels:,} pixels in all its frames, the limit")
+    return pictures, dicom.header(found)
+
+
+def _rendered(
+    data: bytes,
+    name: str,
+    limits: Limits,
+    fit: Callable[[int, int], tuple[int, int]],
+    is_rgb: bool = False,
+    is_upright: bool = False,
+) -> _Picture:
+    """What `_render` gives; raises `ImageError` only."""
     try:
-        return *_render(data, name, limits, fit), name
+        return _render(data, name, limits, fit, is_rgb, is_upright)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -173,8 +278,14 @@ def _read(
 
 
 def _render(
-    data: bytes, name: str, limits: Limits, fit: Callable[[int, int], tuple[int, int]]
-) -> tuple[Image.Image, tuple[int, int]]:
+    data: bytes,
+    name: str,
+    limits: Limits,
+    fit: Callable[[int, int], tuple[int, int]],
+    is_rgb: bool,
+    is_upright: bool,
+) -> _Picture:
+    """`is_rgb`: a JPEG that does not say what its three components are holds RGB; `is_upright`: EXIF is not asked."""
     end = _end_of_jpeg(data) if name == "JPEG" else len(data)
     image = _open(data, name)
     _check_size(image.width, image.height, limits)
@@ -189,7 +300,9 @@ def _render(
     wanted = fit(width, height)
     # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, never below what is wanted. `box` is the part of the scaled
     # picture that the original covers: odd sizes leave a fraction of a pixel over.
-    drafted = image.draft(None, wanted)
+    # Colours that are stored more coarsely than luminance are not red, green and blue.
+    is_rgb = is_rgb and image.mode == "RGB" and not {"adobe", "jfif"} & image.info.keys() and not _is_subsampled(image)
+    drafted = image.draft("YCbCr" if is_rgb else None, wanted)
     box = drafted[1] if drafted else None
     image.load()
     if name == "JPEG" and _lacks_data(image, data, end, wanted):
@@ -201,11 +314,16 @@ def _render(
     # BILINEAR with Pillow's support scaling is a triangle filter over all source pixels: no aliasing, none of the
     # ringing that BICUBIC and LANCZOS leave at hairs and at the dark rim, and the same filter as the antialiased
     # bilinear resize of TensorFlow and torchvision. Integer arithmetic: the same pixels on every machine.
-    picture = _over_white(_straight(image).resize(wanted, Image.Resampling.BILINEAR, box))
-    orientation = _orientation(image)
+    straight = Image.merge("RGB", image.split()) if is_rgb else _straight(image)
+    picture = _over_white(straight.resize(wanted, Image.Resampling.BILINEAR, box))
+    orientation = 1 if is_upright else _orientation(image)
     if orientation in _UPRIGHT:
         picture = picture.transpose(_UPRIGHT[orientation])
     return picture, ((height, width) if orientation >= 5 else (width, height))
+
+
+def _is_subsampled(image: ImageFile.ImageFile) -> bool:
+    return isinstance(image, JpegImageFile) and len({layer[1:3] for layer in image.layer}) > 1
 
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:

@@ -3,9 +3,9 @@ itself where the store is slow, the archive large, or the cluster has a second n
 
 Every figure is measured in processes of its own, one after the other, in several rounds. A rate is that of the
 difference between a quarter of the images and all of them, so that what only begins (interpreters, engines, loading the
-model) counts for nobody. The limit is what decoding and asking the network take on one core with all bytes in memory,
-added up: nothing is fetched, hashed or written in it. Everybody asks the network once an image: how many orientations a
-bundle averages is its own affair, and has a row of its own.
+model) counts for nobody; no alert is explained. The limit is what decoding and asking the network take on one core,
+with all bytes in memory, added up: nothing is fetched, hashed or written in it. Everybody asks the network once an
+image: how many orientations a bundle averages is its own affair, and has a row of its own.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -38,9 +39,12 @@ from melanoma.imaging.decode import decode, decode_image
 from melanoma.scoring import archive, peers
 
 OURS = "melanoma score"
+SCALED = "libjpeg's scaled decoding and the network"
+PIXEL_ARRAY = "pydicom's pixel_array, resized, and the network"
 LIMIT = "the limit"
 LATENCY = 0.06  # seconds
 _LIMIT_IMAGES = 200
+_LIMIT_DICOM = 40
 _MANIFEST = {"image_uri": "uri", "size": "size", "etag": "etag"}
 _NEEDS = {
     "Ray Data, read_images and map_batches": "ray",
@@ -72,7 +76,7 @@ class _Bench:
 
     def score(self, archive: str, out: str, **values: Any) -> dict[str, Any]:
         """One run of ours in a process of its own."""
-        own = {"workers": self.cores, "bundle": self.once, **self.settings.score, **values}
+        own = {"workers": self.cores, "bundle": self.once, "explained": 0, **self.settings.score, **values}
         words = json.dumps({**own, "archive": archive, "out": out})
         return _answer([sys.executable, "-m", "melanoma.scoring.benchmark", "score", words])
 
@@ -117,7 +121,15 @@ def run(settings: config.BenchmarkConfig, say: Callable[[str], None]) -> dict[st
         "orientations": bundle.test_time_flips,
         "cores": bench.cores,
     }
-    measures = {"speed": _speed, "latency": _latency, "growth": _growth, "nodes": _nodes, "start": _start}
+    measures = {
+        "speed": _speed,
+        "latency": _latency,
+        "growth": _growth,
+        "nodes": _nodes,
+        "start": _start,
+        "dicom": _dicom,
+        "tar": _tar,
+    }
     for name in settings.measure:
         found[name] = measures[name](bench)
         # After each: the next one may take an hour.
@@ -376,6 +388,50 @@ def _start(bench: _Bench) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
+def _dicom(bench: _Bench) -> dict[str, Any]:
+    """Images a second of an archive of DICOM files with JPEG frames, against libjpeg's scaled decoding of these frames
+    and against pydicom's `pixel_array`, resized: both on all cores, with the network, and with nothing else to do."""
+    limits: list[dict[str, float]] = []
+
+    def limit(decoder: str) -> dict[str, Any]:
+        if decoder == SCALED:  # the first of a round
+            words = ["-m", "melanoma.scoring.benchmark", "dicom", bench.manifest("all"), bench.once]
+            limits.append(_answer([sys.executable, *words]))
+        return {"images_per_second": bench.cores / (limits[-1][decoder] + limits[-1]["predict_seconds"])}
+
+    decoders = {decoder: functools.partial(limit, decoder) for decoder in (SCALED, PIXEL_ARRAY)}
+    return _in_rounds(bench, {**decoders, OURS: functools.partial(_rate, bench, bench.scored())})
+
+
+def _tar(bench: _Bench) -> dict[str, Any]:
+    """The rate on S3 (a server on this machine): of objects, and of the same files in a tar."""
+    store = bench.work / "store"
+    if not (store / "archive").exists():
+        _copies(bench.uris, store / "archive", None, 1)
+    with local_s3.serve(store, etags=False) as s3, _environment(s3, s3.endpoint):
+        infos = list(storage.list_objects("s3://archive"))
+        (store / "tars").mkdir()
+        for part, some in {"few": infos[::4], "all": infos}.items():
+            _write_manifest(bench.manifest(f"objects-{part}"), some)
+            # Repeated images are links to one file, which a tar would have as links, too.
+            with tarfile.open(store / "tars" / f"{part}.tar", "w", dereference=True) as tar:
+                for info in some:
+                    tar.add(store / info.uri.removeprefix("s3://"), info.uri.removeprefix("s3://archive/"))
+
+        def of_tar(part: str) -> float:
+            with bench.folder() as out:
+                answer = bench.score(f"s3://tars/{part}.tar", str(out / "out"))
+            if answer["scored"] != len(infos[::4] if part == "few" else infos):
+                raise MelanomaError(f"Of the tar {part} only {answer['scored']} images were scored.")
+            return float(answer["seconds"])
+
+        measured = {
+            "objects": functools.partial(_rate, bench, lambda part: bench.scored()(f"objects-{part}")),
+            "tar": functools.partial(_rate, bench, of_tar),
+        }
+        return _in_rounds(bench, measured)
+
+
 # --- in a process of its own -----------------------------------------------------------------------------------------
 
 
@@ -400,6 +456,48 @@ def _measure_limit(manifest: str, bundle: str) -> dict[str, float]:
         rounds["decode_seconds"].append((decoded - began) / len(data))
         rounds["predict_seconds"].append((time.monotonic() - decoded) / len(data))
     return {name: float(np.median(values)) for name, values in rounds.items()}
+
+
+def _measure_dicom(manifest: str, bundle: str) -> dict[str, float]:
+    """Seconds an image on one core: of decoding JPEG frames of DICOM files, scaled and whole, and of the network."""
+    import pydicom
+    from PIL import Image
+    from pydicom.encaps import get_frame
+
+    from melanoma.predictor import Predictor
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    loaded = bundles.load(bundle)
+    size = (loaded.input_size, loaded.input_size)
+    uris = pq.read_table(manifest)["image_uri"].to_pylist()
+    data = [storage.read_bytes(uri) for uri in uris[:: max(1, len(uris) // _LIMIT_DICOM)]]
+    files = [pydicom.dcmread(io.BytesIO(each)) for each in data]
+    for file in files:
+        file.PhotometricInterpretation = str(file.PhotometricInterpretation).strip('"')
+    frames = [get_frame(file.PixelData, 0, number_of_frames=1) for file in files]
+
+    def scaled(place: int) -> np.ndarray:
+        image = Image.open(io.BytesIO(frames[place]))
+        image.draft("RGB", size)
+        return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+    def whole(place: int) -> np.ndarray:
+        file = pydicom.dcmread(io.BytesIO(data[place]))
+        file.PhotometricInterpretation = files[place].PhotometricInterpretation
+        return np.asarray(Image.fromarray(file.pixel_array).resize(size, Image.Resampling.BILINEAR))
+
+    predictor = Predictor(loaded, batch_size=32, threads=1)
+    pixels = np.stack([scaled(place) for place in range(len(data))] * 4)
+    predictor.logits(pixels)
+    found = {}
+    for name, one in {SCALED: scaled, PIXEL_ARRAY: whole}.items():
+        began = time.monotonic()
+        for place in range(len(data)):
+            one(place)
+        found[name] = (time.monotonic() - began) / len(data)
+    began = time.monotonic()
+    predictor.logits(pixels)
+    return {**found, "predict_seconds": (time.monotonic() - began) / len(pixels)}
 
 
 def _score(values: dict[str, Any]) -> dict[str, Any]:
@@ -471,6 +569,15 @@ def table(found: dict[str, Any]) -> str:
     if "nodes" in found:
         what = "images a second, one node of one core and two"
         rows.append([what, *_compared(*map(_rates, found["nodes"].values()))])
+    if "dicom" in found:
+        ours = _rates(found["dicom"][OURS])
+        rows += [
+            [f"images a second of DICOM: {name}, and {OURS}", *_compared(_rates(found["dicom"][name]), ours)]
+            for name in (SCALED, PIXEL_ARRAY)
+        ]
+    if "tar" in found:
+        both = map(_rates, (found["tar"]["objects"], found["tar"]["tar"]))
+        rows.append(["images a second on S3, as objects and in a tar", *_compared(*both)])
     if "start" in found:
         rows.append(["seconds from the command to 8 images published", _spread(found["start"]["seconds"], 1), "", ""])
     if rows:
@@ -534,6 +641,8 @@ if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
     if what == "limit":
         print(json.dumps(_measure_limit(*arguments)))
+    elif what == "dicom":
+        print(json.dumps(_measure_dicom(*arguments)))
     elif what == "score":
         print(json.dumps(_score(json.loads(arguments[0]))))
     else:

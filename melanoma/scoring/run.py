@@ -5,7 +5,9 @@ write.
       scores/run_date=2026-11-20/run_id=ID/shard-00000.parquet    every image scored
       rejects/run_date=2026-11-20/run_id=ID/shard-00000.parquet   every image that could not be, and why
       alerts/run_date=2026-11-20/run_id=ID/alerts.parquet         one object
-      runs/run_id=ID/plan.json, plans/run_id=ID/*/*.parquet       what the run is to score, frozen before it begins
+      runs/run_id=ID/plan.json, plans/run_id=ID/*.parquet         what the run is to score, frozen before it begins
+      explanations/run_date=2026-11-20/run_id=ID/SHA256.png       what raised an alert, in red on its picture
+      runs/run_id=ID/run.html                                     the night on one page
       runs/run_id=ID.json                                         the commit record, written last
 
 A run is a plan cut into shards. A shard is scored by one worker and written as two objects of fixed names, its scores
@@ -22,12 +24,13 @@ import platform
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -36,22 +39,24 @@ import tenacity
 from ray.util.annotations import RayDeprecationWarning
 
 import melanoma
-from melanoma import cluster, storage, triage
+from melanoma import cluster, privacy, storage, triage
 from melanoma.bundle import Bundle
 from melanoma.bundle import load as load_bundle
 from melanoma.config import ScoreConfig
 from melanoma.errors import InputError, MelanomaError
-from melanoma.imaging.decode import PREPROCESSING
+from melanoma.imaging.decode import PREPROCESSING, READS, Limits
+from melanoma.scoring import alerts as alerting
 from melanoma.scoring import archive as archives
-from melanoma.scoring import lease
+from melanoma.scoring import drift, lease, night
 from melanoma.scoring import plan as plans
 from melanoma.scoring.plan import Plan
-from melanoma.scoring.shard import NetworkOnGpu, ShardScorer
+from melanoma.scoring.shard import NetworkOnGpu, ShardScorer, fetch
 from melanoma.scoring.watch import Watch, exported, logged
 
 _READ_TOGETHER = 16  # objects
 _SHARDS_A_WORKER = 16
 _LARGEST_SHARD = 4096  # images
+_NIGHTS_COMPARED = 30
 LOG = logging.getLogger("melanoma.scoring")  # one line of JSON a minute
 
 
@@ -73,6 +78,7 @@ def score(
     Raises InputError before anything is written where the bundle, the archive or the output cannot be used, and
     MelanomaError where the run failed under way; the same call then resumes it.
     """
+    privacy.from_environment(config.hold_back_annotated)  # what is wrong with it is said before anything is done
     bundle = load_bundle(config.bundle)
     out = storage.normalize(config.out)
     today = config.run_date or _today()  # a run may end on another day than it began
@@ -114,7 +120,7 @@ def _work(
 
     try:
         stages = _score_shards(config, plan, bundle, follow, say)
-        return _publish(config, plan, bundle, stages, began, check_lease)
+        return _publish(config, plan, bundle, stages, began, check_lease, say)
     except (ray.exceptions.RayError, OSError) as error:
         raise MelanomaError(
             f"The run {plan.run_id} failed: {_reason(error)}. The same command goes on with it."
@@ -165,8 +171,14 @@ def _open_run(
 ) -> Plan:
     """The plan to work on, new or resumed."""
     places, records = _places(config), committed_runs(out)
+    own = privacy.from_environment(config.hold_back_annotated).fingerprint()
     if plan := plans.read(out, run_id):
         _refuse_other_run(run_id, plan.about, key, config.run_date)
+        if plan.about.get("pseudonym_key") != own:
+            raise InputError(
+                f"The run {run_id} was begun with another {privacy.KEY}, or with none: set the one that it has, so "
+                "that a patient goes by one name in it."
+            )
         for record in records:
             if record["key"] == key and record["finished_at"] > plan.about["planned_at"]:
                 raise InputError(
@@ -175,17 +187,31 @@ def _open_run(
                 )
         say(f"Going on with the run {run_id}.")
         return plan
+    if not own and records and records[-1].get("pseudonym_key"):
+        raise InputError(
+            f"The last run in {out} wrote pseudonyms, and {privacy.KEY} is not set now: set it, or choose another "
+            "output, so that no patient's identifier gets among them."
+        )
     about = {
         "key": key,
+        "pseudonym_key": own,
         "run_date": today,
         "archive": places[0] if len(places) == 1 else places,
         "model_version": bundle.version,
         "preprocessing": PREPROCESSING,
+        "reads": READS,
         "planned_at": _now().isoformat(timespec="seconds"),
     }
     done = [] if config.all else _done_before(out, bundle, records)
     plan = plans.freeze(
-        out, run_id, about, _listed(config, out), done, functools.partial(_shard_size, config), check_lease
+        out,
+        run_id,
+        about,
+        _listed(config, out),
+        done,
+        functools.partial(_shard_size, config),
+        check_lease,
+        config.patience,
     )
     counts = plan.about
     say(f"{counts['listed']} objects listed, {counts['done_before']} of them done before by this model.")
@@ -288,9 +314,10 @@ def _done_before(out: str, bundle: Bundle, records: list[dict[str, Any]]) -> lis
             continue
         if plan := plans.read(out, record["run_id"]):
             kinds = record["counts"]["rejects_by_kind"]
-            rejects = plan.shards if any(kinds.get(kind) for kind in plans.TRANSIENT) else []
+            again = (*plans.TRANSIENT, *(plans.UNREAD if plan.about.get("reads", 1) < READS else ()))
+            rejects = plan.shards if any(kinds.get(kind) for kind in again) else []
             uris = [plan.result_uri("rejects", shard) for shard in rejects]
-            done.append(plans.Done(plan.run_id, [plan.uri(shard) for shard in plan.shards], uris))
+            done.append(plans.Done(plan.run_id, [plan.uri(shard) for shard in plan.shards], again, uris))
     return done
 
 
@@ -331,7 +358,7 @@ def _score_shards(
             batch_format="pyarrow",
             num_cpus=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-            fn_constructor_args=(bundle, plan, config, gpus),
+            fn_constructor_args=(bundle, plan, config, privacy.from_environment(config.hold_back_annotated), gpus),
             max_restarts=3,
             max_task_retries=3,
         )
@@ -353,8 +380,10 @@ def _publish(
     stages: dict[str, Any],
     began: float,
     check_lease: Callable[[], None],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     raised, kinds = [triage.SCORES.empty_table()], Counter[str]()
+    measured, examples = [_measured(triage.SCORES.empty_table())], dict[str, list[dict[str, Any]]]()
     wrong, unreadable, unread, reason = [], [], 0, ""
     retrying = storage.retrying(config.patience)
     for shard, (planned, scores, rejects) in _results(plan, retrying):
@@ -362,6 +391,10 @@ def _publish(
         if Counter(uris) != Counter(planned["image_uri"].to_pylist()):
             wrong.append(shard)
         kinds.update(rejects["error_kind"].to_pylist())
+        for kind in set(rejects["error_kind"].to_pylist()) if len(rejects) else ():
+            held = examples.setdefault(kind, [])
+            more = rejects.filter(pc.equal(rejects["error_kind"], kind)).slice(0, night.EXAMPLES_SHOWN - len(held))
+            held += more.to_pylist()
         # What was not readable in an earlier night, too, says nothing of this one.
         new = planned.filter(pc.invert(planned["tried"]))["image_uri"]
         transient = pc.is_in(rejects["error_kind"], pa.array(plans.TRANSIENT))
@@ -370,6 +403,7 @@ def _publish(
             unreadable.append(shard)
             unread += len(lost)
             reason = reason or lost["error"][0].as_py()
+        measured.append(_measured(scores))
         raised.append(scores.filter(pc.not_equal(scores["alert_level"], "none")))
     check_lease()
     if wrong:
@@ -386,7 +420,10 @@ def _publish(
             f"(max_access_share is {config.max_access_share:g}), the first because: {reason} Let every node read the "
             f"archive: the same command tries again what lies in their {len(unreadable)} shard(s)."
         )
-    alerts = _ranked(pa.concat_tables(raised))
+    earlier = [record for record in committed_runs(plan.out) if record["run_id"] != plan.run_id]
+    alerts = alerting.ranked(pa.concat_tables(raised), _alerts_before(plan.out, earlier))
+    alerts, shown, failed = _explained(config, plan, bundle, alerts, say)
+    check_lease()
     retrying(storage.write_table, storage.join(plan.folder("alerts"), "alerts.parquet"), alerts)
     levels = Counter(alerts["alert_level"].to_pylist())
     record = {
@@ -404,6 +441,9 @@ def _publish(
             "review": levels["review"],
         },
         "thresholds": bundle.manifest["thresholds"],
+        "distribution": night.distribution(
+            {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
+        ),
         "seconds": round(time.monotonic() - began, 3),
         "stages": stages,
         "versions": {
@@ -412,6 +452,14 @@ def _publish(
             **{name: version(name) for name in ("keras", "tensorflow", "ray", "pillow", "pyarrow")},
         },
     }
+    alike = [each for each in earlier if each["key"] == plan.about["key"]][-_NIGHTS_COMPARED:]
+    try:
+        html = night.render(record, alike, alerts.to_pylist(), shown, dict(sorted(examples.items())), failed)
+    except Exception as error:  # as above
+        say(f"The page of the night could not be made: {_reason(error)}.")
+    else:
+        uri = storage.join(plan.out, "runs", f"run_id={plan.run_id}", "run.html")
+        retrying(storage.write_bytes, uri, html.encode())
     if plans.read(plan.out, plan.run_id) != plan:
         raise MelanomaError(f"The run {plan.run_id} has been planned anew by another driver: this one ends.")
     check_lease()
@@ -440,12 +488,50 @@ def _undo(plan: Plan, shards: list[int]) -> None:
         storage.delete(plan.result_uri("scores", shard))
 
 
-def _ranked(raised: pa.Table) -> pa.Table:
-    """The most probable melanoma first; equal ones in order of URI, so that a run has one ranking."""
-    raised = raised.sort_by([("p_melanoma", "descending"), ("image_uri", "ascending")])
-    return raised.append_column("rank", pa.array(range(1, len(raised) + 1), pa.int32())).append_column(
-        "explanation_uri", pa.nulls(len(raised), pa.string())
-    )
+def _measured(scores: pa.Table) -> dict[str, np.ndarray]:
+    """Of every image what the distribution of a night is made of."""
+    flat = scores.select(["quality", "outlier_score", *drift.PROBABILITY]).flatten()
+    names = {"sharpness": "quality.sharpness", "exposure": "quality.exposure"}
+    return {name: flat[names.get(name, name)].to_numpy() for name in (*drift.PICTURE, *drift.PROBABILITY)}
+
+
+def _alerts_before(out: str, records: list[dict[str, Any]]) -> pa.Table:
+    """What the other committed runs have raised, whatever their archive and model."""
+    with ThreadPoolExecutor(_READ_TOGETHER) as pool:
+        tables = pool.map(lambda record: alerts_of(out, record).select(alerting.EARLIER.names), records)
+        return pa.concat_tables([alerting.EARLIER.empty_table(), *(table.cast(alerting.EARLIER) for table in tables)])
+
+
+def _explained(
+    config: ScoreConfig, plan: Plan, bundle: Bundle, alerts: pa.Table, say: Callable[[str], None]
+) -> tuple[pa.Table, list[night.Shown], str | None]:
+    """The alerts with their explanations, what the page shows of them, and why it shows nothing, if so: no picture is
+    worth an alert."""
+    rows = alerts.slice(0, config.explained).to_pylist()
+    if not rows:
+        return alerts, [], None
+    limits, retrying = Limits(config.max_bytes, config.max_pixels), storage.retrying(config.patience)
+    try:
+        planned = _planned_rows(plan, {row["image_uri"] for row in rows}, retrying)
+        shown = night.pictures(rows, lambda uri: fetch(planned[uri], limits, retrying), bundle, limits)
+        folder = plans.folder(plan.out, "explanations", plan.run_date, plan.run_id)
+        return retrying(night.write_explanations, folder, alerts, shown), shown, None
+    except Exception as error:
+        failed = f"The alerts could not be explained: {_reason(error)}."
+        say(failed)
+        return alerts, [night.Shown() for _ in rows], failed
+
+
+def _planned_rows(plan: Plan, uris: set[str], retrying: tenacity.Retrying) -> dict[str, dict[str, Any]]:
+    """What the plan says of some images, by URI."""
+    wanted = pa.array(sorted(uris))
+
+    def of_shard(shard: int) -> list[dict[str, Any]]:
+        table = storage.completed(retrying(storage.read_table, plan.uri(shard)), plans.SHARD)
+        return list(table.filter(pc.is_in(table["image_uri"], wanted)).to_pylist())
+
+    with ThreadPoolExecutor(_READ_TOGETHER) as pool:
+        return {row["image_uri"]: row for rows in pool.map(of_shard, plan.shards) for row in rows}
 
 
 def read_alerts(out: str, date: str | None = None) -> pa.Table:
@@ -453,6 +539,12 @@ def read_alerts(out: str, date: str | None = None) -> pa.Table:
 
     Raises InputError where there is no committed run.
     """
+    tables = [table for _, table in read_runs(out, date)]
+    return pa.concat_tables(tables).sort_by([("p_melanoma", "descending"), ("image_uri", "ascending")])
+
+
+def read_runs(out: str, date: str | None = None) -> list[tuple[dict[str, Any], pa.Table]]:
+    """The commit records and alerts of the runs of a date, the newest without one; raises InputError as above."""
     root = storage.normalize(out)
     try:
         records = committed_runs(root)
@@ -465,11 +557,13 @@ def read_alerts(out: str, date: str | None = None) -> pa.Table:
     if not runs:
         dates = ", ".join(sorted({record["run_date"] for record in records}))
         raise InputError(f"{out} holds no finished run of {date}: there are runs of {dates}.")
-    tables = [
-        storage.read_table(storage.join(plans.folder(root, "alerts", date, record["run_id"]), "alerts.parquet"))
-        for record in runs
-    ]
-    return pa.concat_tables(tables).sort_by([("p_melanoma", "descending"), ("image_uri", "ascending")])
+    return [(record, alerts_of(root, record)) for record in runs]
+
+
+def alerts_of(out: str, record: Mapping[str, Any]) -> pa.Table:
+    """The alerts of a run, `triage.ALERTS`, by its commit record. Raises InputError and OSError."""
+    uri = storage.join(plans.folder(out, "alerts", record["run_date"], record["run_id"]), "alerts.parquet")
+    return storage.completed(storage.read_table(uri), triage.ALERTS)
 
 
 def _today() -> str:

@@ -5,7 +5,7 @@ import hashlib
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -14,14 +14,18 @@ import numpy as np
 import pyarrow as pa
 import ray
 import tenacity
+from PIL import Image
 
 from melanoma import storage, triage
 from melanoma.bundle import Bundle
 from melanoma.config import ScoreConfig
 from melanoma.errors import MelanomaError
-from melanoma.imaging.decode import ErrorKind, ImageError, Limits, decode
+from melanoma.imaging.decode import NO_HEADER, ErrorKind, Header, ImageError, Limits, decode_frames
+from melanoma.imaging.hashing import perceptual_hash
 from melanoma.predictor import Predictor, columns
-from melanoma.scoring.plan import Plan
+from melanoma.privacy import Privacy
+from melanoma.scoring import members
+from melanoma.scoring.plan import SHARD, Plan
 from melanoma.taxonomy import image_id_of
 
 STAGES = ("seconds_waiting_for_bytes", "seconds_decoding", "seconds_predicting", "seconds_writing")
@@ -32,6 +36,8 @@ class _Image:
     uri: str
     sha256: str | None
     pixels: np.ndarray | None  # uint8 RGB [size, size, 3]; None for a reject
+    header: Header = NO_HEADER
+    frame: int | None = None  # counted from 1, of a file that has several
     error_kind: str | None = None
     error: str | None = None
 
@@ -44,62 +50,130 @@ class _Asked:
 
 
 _ASKED_AHEAD = 2  # batches that a GPU may have in hand of each worker
+_TOGETHER = 8 * 2**20  # bytes of an archive that one request fetches at most, if they are of several members
 
 Fetched = bytes | ImageError | storage.UnavailableError
 
 
-def fetch(uri: str, listed_size: int, limits: Limits, retrying: tenacity.Retrying) -> Fetched:
-    """The bytes of one object of an archive, or the reason why they cannot be had. Never raises."""
-    if listed_size > limits.max_bytes:
-        reason = f"The object has {listed_size} bytes, more than the {limits.max_bytes} that are read."
+def fetch(planned: Mapping[str, Any], limits: Limits, retrying: tenacity.Retrying) -> Fetched:
+    """The bytes of one image of a plan, or the reason why they cannot be had. Never raises."""
+    if planned["refused"]:
+        return ImageError(planned["error_kind"], planned["refused"])
+    if planned["size"] > limits.max_bytes:
+        reason = f"The object has {planned['size']} bytes, more than the {limits.max_bytes} that are read."
         return ImageError("too_large", reason)
     try:
-        return retrying(storage.read_bytes, uri, limits.max_bytes)
-    except (FileNotFoundError, NotADirectoryError):
-        return ImageError("not_found", "The object was listed but is not there any more.")
-    except storage.UnavailableError as error:
+        if planned["archive"]:
+            names = ("archive", "etag", "size", "offset", "length", "is_zip", "checksum")
+            return retrying(members.fetch, *(planned[name] for name in names))
+        return retrying(storage.read_bytes, planned["image_uri"], limits.max_bytes)
+    except (ImageError, OSError) as error:
+        return _why(error)
+
+
+def _why(error: ImageError | OSError) -> ImageError | storage.UnavailableError:
+    if isinstance(error, (ImageError, storage.UnavailableError)):
         return error
+    if isinstance(error, storage.ChangedError):
+        return ImageError("not_found", "The archive has changed since it was listed: the next night looks again.")
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return ImageError("not_found", "The object was listed but is not there any more.")
+    return ImageError("access", str(error))
+
+
+def fetch_together(planned: Sequence[Mapping[str, Any]], limits: Limits, retrying: tenacity.Retrying) -> list[Fetched]:
+    """As `fetch`, of each of the images, which are neighbours in one archive if they are several: one request."""
+    if len(planned) == 1:
+        return [fetch(planned[0], limits, retrying)]
+    archive, etag, begin = (planned[0][name] for name in ("archive", "etag", "offset"))
+    length = planned[-1]["offset"] + planned[-1]["length"] - begin + members.HEADERS
+    try:
+        data = retrying(storage.read_range, archive, begin, length, etag)
     except OSError as error:
-        return ImageError("access", str(error))
+        return [_why(error)] * len(planned)
+    found: list[Fetched] = []
+    for row in planned:
+        own = data[row["offset"] - begin :][: row["length"] + members.HEADERS]
+        try:
+            content = members.content(own, row["size"], row["length"], row["is_zip"], row["checksum"])
+            found.append(fetch(row, limits, retrying) if content is None else content)
+        except ImageError as error:
+            found.append(error)
+    return found
+
+
+def _neighbours(shard: pa.Table, limits: Limits) -> Iterator[list[dict[str, Any]]]:
+    """The images of a shard in their order, those together that one request can fetch."""
+    some: list[dict[str, Any]] = []
+    for row in shard.to_pylist():
+        if some and not _are_neighbours(some[0], some[-1], row, limits):
+            yield some
+            some = []
+        some.append(row)
+    if some:
+        yield some
+
+
+def _are_neighbours(first: dict[str, Any], last: dict[str, Any], row: dict[str, Any], limits: Limits) -> bool:
+    if not row["archive"] or row["archive"] != last["archive"] or row["refused"] or last["refused"]:
+        return False
+    gap = row["offset"] - last["offset"] - last["length"]
+    reach = row["offset"] + row["length"] - first["offset"]
+    is_small = max(last["size"], row["size"]) <= limits.max_bytes
+    return is_small and 0 <= gap <= members.HEADERS and reach <= _TOGETHER
 
 
 def fetch_ahead(
     shard: pa.Table, pool: ThreadPoolExecutor, config: ScoreConfig, limits: Limits, retrying: tenacity.Retrying
 ) -> Iterator[tuple[str, Fetched]]:
-    """The shard's objects in their order, each with what `fetch` gives; the next are fetched meanwhile.
+    """The shard's images in their order, each with what `fetch` gives; the next are fetched meanwhile.
 
     As many requests are in flight as `config.requests`, but of no more than `config.bytes_ahead` listed bytes (or one
-    object).
+    request).
     """
-    objects = iter(zip(shard["image_uri"].to_pylist(), shard["size"].to_pylist(), strict=True))
-    ahead: deque[tuple[str, int, Future[Fetched]]] = deque()
-    held, upcoming = 0, next(objects, None)
+    requests = _neighbours(shard, limits)
+    ahead: deque[tuple[list[str], int, Future[list[Fetched]]]] = deque()
+    held, upcoming = 0, next(requests, None)
     while upcoming or ahead:
         while upcoming and len(ahead) < config.requests:
-            uri, size = upcoming
             # What is too large is not read, and held by nobody.
-            cost = size if size <= limits.max_bytes else 0
+            cost = sum(row["size"] for row in upcoming if row["size"] <= limits.max_bytes)
             if ahead and held + cost > config.bytes_ahead:
                 break
-            ahead.append((uri, cost, pool.submit(fetch, uri, size, limits, retrying)))
-            held, upcoming = held + cost, next(objects, None)
-        uri, cost, future = ahead.popleft()
-        yield uri, future.result()
+            uris = [row["image_uri"] for row in upcoming]
+            ahead.append((uris, cost, pool.submit(fetch_together, upcoming, limits, retrying)))
+            held, upcoming = held + cost, next(requests, None)
+        uris, cost, future = ahead.popleft()
+        yield from zip(uris, future.result(), strict=True)
         held -= cost
 
 
-def decode_one(uri: str, data: Fetched, size: int, limits: Limits) -> _Image:
-    """The pixels of one image, or the reason why there are none. Never raises."""
+def decode_one(uri: str, data: Fetched, size: int, limits: Limits) -> list[_Image]:
+    """The pixels of one image, of each frame if it has several, or the reason why there are none. Never raises."""
     if isinstance(data, storage.UnavailableError):
-        return _Image(uri, None, None, "access", str(data))
+        return [_Image(uri, None, None, error_kind="access", error=str(data))]
     if isinstance(data, ImageError):
-        return _Image(uri, None, None, data.kind, data.reason)
+        return [_Image(uri, None, None, error_kind=data.kind, error=data.reason)]
     # What grew over the limit since it was listed was read only up to it.
     digest = hashlib.sha256(data).hexdigest() if len(data) <= limits.max_bytes else None
     try:
-        return _Image(uri, digest, decode(data, size, limits).pixels)
+        frames = decode_frames(data, size, limits)
     except ImageError as error:
-        return _Image(uri, digest, None, error.kind, error.reason)
+        return [_Image(uri, digest, None, error_kind=error.kind, error=error.reason)]
+    return [
+        _Image(uri, digest, decoded.pixels, decoded.header, number if len(frames) > 1 else None)
+        for number, decoded in enumerate(frames, start=1)
+    ]
+
+
+def most_suspicious_frames(scores: pa.Table) -> pa.Table:
+    """Of the rows of an image that has several frames only that of the highest p_melanoma, in the order of images."""
+    if scores["frame"].null_count == len(scores):
+        return scores
+    best: dict[str, tuple[float, int]] = {}
+    for row, (uri, p) in enumerate(zip(scores["image_uri"].to_pylist(), scores["p_melanoma"].to_pylist(), strict=True)):
+        best[uri] = max(best.get(uri, (-1.0, row)), (p, row), key=lambda found: found[0])
+    return scores.take(pa.array([row for _, row in best.values()], pa.int64()))
 
 
 class NetworkOnGpu:
@@ -117,8 +191,10 @@ class ShardScorer:
     """The worker: is given one shard at a time, returns what it did. It holds the model itself, or asks one of `gpus`,
     actors of `NetworkOnGpu`, and decodes on while it waits for the answer."""
 
-    def __init__(self, bundle: Bundle, plan: Plan, config: ScoreConfig, gpus: Sequence[Any] = ()) -> None:
-        self._bundle, self._plan, self._config, self._gpus = bundle, plan, config, gpus
+    def __init__(
+        self, bundle: Bundle, plan: Plan, config: ScoreConfig, privacy: Privacy, gpus: Sequence[Any] = ()
+    ) -> None:
+        self._bundle, self._plan, self._config, self._privacy, self._gpus = bundle, plan, config, privacy, gpus
         self._predictor = None if gpus else Predictor(bundle, config.batch_size, threads=1)
         self._limits = Limits(config.max_bytes, config.max_pixels)
         self._pool = ThreadPoolExecutor(max_workers=config.requests)
@@ -127,7 +203,7 @@ class ShardScorer:
 
     def __call__(self, task: pa.Table) -> pa.Table:
         number = int(task["shard"][0].as_py())
-        shard = self._retrying(storage.read_table, self._plan.uri(number))
+        shard = storage.completed(self._retrying(storage.read_table, self._plan.uri(number)), SHARD)
         clock = _Clock()
         waiting: list[_Image] = []
         asked: deque[_Asked] = deque()
@@ -137,25 +213,26 @@ class ShardScorer:
         for uri, data in fetch_ahead(shard, self._pool, self._config, self._limits, self._retrying):
             clock.lap("seconds_waiting_for_bytes")
             read += len(data) if isinstance(data, bytes) else 0
-            image = decode_one(uri, data, self._bundle.input_size, self._limits)
-            (rejects if image.pixels is None else waiting).append(image)
+            images = decode_one(uri, data, self._bundle.input_size, self._limits)
+            (rejects if images[0].pixels is None else waiting).extend(images)
             self._in_vain = self._in_vain + 1 if isinstance(data, storage.UnavailableError) else 0
             if self._in_vain >= self._config.requests:
                 # Not this or that image: the store is gone, and each image would wait as long as this one.
                 raise MelanomaError(
-                    f"{self._in_vain} images one after the other could not be fetched, the last because: {image.error}"
+                    f"{self._in_vain} images one after the other could not be fetched, the last because: "
+                    f"{images[0].error}"
                 )
             clock.lap("seconds_decoding")
-            if len(waiting) == self._config.batch_size:
-                asked.append(self._ask(waiting, number))
-                waiting = []
+            while len(waiting) >= self._config.batch_size:
+                asked.append(self._ask(waiting[: self._config.batch_size], number))
+                waiting = waiting[self._config.batch_size :]
                 if len(asked) > _ASKED_AHEAD:
                     scores.append(self._scores(asked.popleft()))
                 clock.lap("seconds_predicting")
         if waiting:
             asked.append(self._ask(waiting, number))
         scores += map(self._scores, asked)
-        scored, rejected = pa.concat_tables(scores), self._rejects(rejects)
+        scored, rejected = most_suspicious_frames(pa.concat_tables(scores)), self._rejects(rejects)
         clock.lap("seconds_predicting")
         # The scores come last: that they exist says that the shard is done.
         self._retrying(storage.write_table, self._plan.result_uri("rejects", number), rejected)
@@ -175,15 +252,23 @@ class ShardScorer:
     def _scores(self, asked: _Asked) -> pa.Table:
         logits = asked.logits if self._predictor else ray.get(asked.logits)
         images = asked.images
+        patients = [self._privacy.columns(image.header) for image in images]
+        predicted = columns(self._bundle, asked.pixels, logits)
+        hashes = [
+            perceptual_hash(Image.fromarray(pixels)) if level != "none" else None
+            for pixels, level in zip(asked.pixels, predicted["alert_level"], strict=True)
+        ]
         return pa.Table.from_pydict(
             {
                 **self._run(len(images)),
                 "scored_at": [datetime.datetime.now(datetime.UTC)] * len(images),
                 "image_uri": [image.uri for image in images],
                 "image_id": [image_id_of(image.uri) for image in images],
-                "patient_id": [None] * len(images),
+                "frame": [image.frame for image in images],
+                **{field.name: [each[field.name] for each in patients] for field in triage.PATIENT_FIELDS},
                 "content_sha256": [image.sha256 for image in images],
-                **columns(self._bundle, asked.pixels, logits),
+                **predicted,
+                "perceptual_hash": hashes,
             },
             schema=triage.SCORES,
         )

@@ -17,7 +17,7 @@ from melanoma.catalog.build import build
 from melanoma.catalog.split import split
 from melanoma.errors import InputError
 from melanoma.imaging.hashing import perceptual_hash, thumbnail
-from melanoma.synthetic import draw_lesion
+from melanoma.synthetic import dicom_file, draw_lesion
 
 Command = Callable[..., Any]
 
@@ -609,3 +609,16 @@ def test_the_report_leaves_out_what_is_too_much(tmp_path: Path) -> None:
     assert page.count('class="set"') == audit_report.SETS_SHOWN
     assert "5 more sets are left out here" in page
     assert len(json.loads((tmp_path / "audit.json").read_text())["leaks"]["findings"]) == audit_report.SETS_SHOWN + 5
+
+
+def test_the_page_does_not_show_who_may_be_known(tmp_path: Path) -> None:
+    for name in ("melanoma", "nevus"):  # the same picture under two labels
+        (tmp_path / name).mkdir()
+        data = dicom_file([draw_lesion("NV", 1, 90, 90)], RecognizableVisualFeatures="YES")
+        (tmp_path / name / "a.dcm").write_bytes(data)
+    schema.write(str(tmp_path / "catalog.parquet"), build([str(tmp_path)]))
+    frame, repeats = audit.read([str(tmp_path / "catalog.parquet")])
+    audit_report.write(str(tmp_path / "out"), audit.examine(frame, None, repeats))
+    html = (tmp_path / "out" / "audit.html").read_text()
+    assert html.count("no picture") == 2
+    assert "data:image/jpeg" not in html

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from melanoma import taxonomy
+from melanoma import privacy, synthetic, taxonomy
 from melanoma.catalog import schema
 from melanoma.catalog.build import build
 from melanoma.catalog.split import split
@@ -431,3 +431,17 @@ def test_metadata_that_is_of_no_use(lesions: Path, tmp_path: Path, text: str | N
         (tmp_path / "table.csv").write_text(text)
     with pytest.raises(InputError, match=words):
         build([str(lesions)], metadata=[str(tmp_path / "table.csv")])
+
+
+def test_a_dicom_file_says_itself_of_whom_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nevus").mkdir()
+    data = synthetic.dicom_file([synthetic.draw_lesion("NV", 1, 90, 90)], PatientID="4711", BodyPartExamined="BACK")
+    (tmp_path / "nevus" / "a.dcm").write_bytes(data)
+    frame = build([str(tmp_path)])
+    (row,) = frame.to_dict("records")
+    assert (row["patient_id"], row["anatomic_site"], row["error"]) == ("4711", "BACK", None)
+    monkeypatch.setenv(privacy.KEY, "0123456789abcdef")
+    pseudonym = privacy.from_environment(False).pseudonym("4711")
+    assert build([str(tmp_path)])["patient_id"].tolist() == [pseudonym]
+    (tmp_path / "manifest.csv").write_text("path,label,patient_id\nnevus/a.dcm,nevus,4711\n")
+    assert build([str(tmp_path / "manifest.csv")])["patient_id"].tolist() == [pseudonym]

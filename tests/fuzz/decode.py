@@ -9,18 +9,19 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["PIL", "melanoma.imaging.decode"]):
-    from melanoma.imaging.decode import ImageError, Limits, decode
+with atheris.instrument_imports(include=["PIL", "pydicom", "melanoma.imaging.decode", "melanoma.imaging.dicom"]):
+    from melanoma.imaging import dicom  # noqa: F401  (which decode imports when it needs it)
+    from melanoma.imaging.decode import ImageError, Limits, decode_frames
 
 LIMITS = Limits(max_bytes=2**20, max_pixels=2**22)
 
 
 def one(data: bytes) -> None:
     try:
-        pixels = decode(data, 16, LIMITS).pixels
+        frames = decode_frames(data, 16, LIMITS)
     except ImageError:
         return
-    assert pixels.shape == (16, 16, 3)
+    assert all(frame.pixels.shape == (16, 16, 3) for frame in frames)
 
 
 if __name__ == "__main__":

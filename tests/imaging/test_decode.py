@@ -706,5 +706,3 @@ def test_real_images_are_read() -> None:
             assert {decoded.width, decoded.height} == set(image.size)
             full = np.asarray(image.convert("RGB").resize((96, 96), Image.Resampling.BILINEAR), int)
         assert np.abs(decoded.pixels - full).mean() < 3
-    for path in sorted(Path(folder).glob("dicom/*.dcm")):
-        assert rejected(path.read_bytes()).kind == "dicom"

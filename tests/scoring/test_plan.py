@@ -1,16 +1,19 @@
 """What a run is to score: frozen, each object once, less what earlier runs have done."""
 
+import dataclasses
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import tenacity
 
 from melanoma import storage
 from melanoma.errors import MelanomaError
-from melanoma.scoring import plan
+from melanoma.scoring import members, plan
 from melanoma.storage import ObjectInfo
 
 
@@ -33,7 +36,7 @@ def freeze(
 
 
 def done(made: plan.Plan, rejects: Sequence[str] = ()) -> plan.Done:
-    return plan.Done(made.run_id, [made.uri(shard) for shard in made.shards], rejects)
+    return plan.Done(made.run_id, [made.uri(shard) for shard in made.shards], plan.TRANSIENT, rejects)
 
 
 def test_a_plan_is_cut_into_shards_and_read_again(tmp_path: Path) -> None:
@@ -82,6 +85,48 @@ def test_an_outdated_manifest_does_not_hide_what_has_changed(tmp_path: Path) -> 
     assert (second.about["listed"], second.about["done_before"]) == (1, 0)
 
 
+def test_members_of_tars_and_zips_are_planned_and_their_directories_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, suffix in (("one", "zip"), ("two", "tar")):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.jpg").write_bytes(bytes(number + 1))
+        shutil.make_archive(str(tmp_path / name), suffix, tmp_path / name)
+    archives = [str(tmp_path / "one.zip"), str(tmp_path / "two.tar")]
+
+    def listed() -> list[ObjectInfo]:
+        return [*infos("plain"), *map(storage.info, archives)]
+
+    first = freeze(tmp_path, listed())
+    names = [f"{archive}!/{number}.jpg" for archive in archives for number in range(3)]
+    assert sorted(map(str, uris(first))) == sorted(["plain", *names])
+    assert {row["image_uri"]: row["size"] for row in rows(first)}[names[2]] == 3
+    assert (first.about["listed"], first.about["done_before"]) == (7, 0)
+
+    looked: list[str] = []
+    whole = members.members
+
+    def counted(info: ObjectInfo, retrying: tenacity.Retrying) -> Iterator[members.Member]:
+        looked.append(info.uri)
+        return whole(info, retrying)
+
+    monkeypatch.setattr(members, "members", counted)
+    second = freeze(tmp_path, listed(), [done(first)], "b")
+    assert (second.images, second.about["listed"], second.about["done_before"], looked) == (0, 7, 7, [])
+    (tmp_path / "one" / "new.jpg").write_bytes(b"new")
+    shutil.make_archive(str(tmp_path / "one"), "zip", tmp_path / "one")
+    third = freeze(tmp_path, listed(), [done(first), done(second)], "c")
+    # Another ETag: what is in it may have changed.
+    assert (third.images, third.about["done_before"], looked) == (4, 4, [archives[0]])
+
+
+def test_an_archive_that_is_damaged_is_planned_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK no zip")
+    (row,) = rows(freeze(tmp_path, [storage.info(str(tmp_path / "a.zip"))]))
+    assert (row["image_uri"], row["error_kind"]) == (str(tmp_path / "a.zip"), "truncated")
+
+
 def test_what_has_no_etag_is_planned_again(tmp_path: Path) -> None:
     first = freeze(tmp_path, infos("a", etag=""))
     assert uris(freeze(tmp_path, infos("a", etag=""), [done(first)], "b")) == ["a"]
@@ -126,6 +171,33 @@ def test_a_plan_that_was_cut_off_is_none(tmp_path: Path) -> None:
     assert Path(made.uri(1)).exists()
 
 
+def test_plans_of_an_earlier_version_have_fewer_columns(tmp_path: Path) -> None:
+    first = freeze(tmp_path, infos("a", "b"))
+    for shard in first.shards:
+        old = storage.read_table(first.uri(shard)).select(["image_uri", "size", "etag", "tried"])
+        storage.write_table(first.uri(shard), old)
+    second = freeze(tmp_path, infos("a", "b", "c"), [done(first)], "b")
+    assert uris(second) == ["c"]
+    third = freeze(tmp_path, infos("a", "b", "c", "d"), [done(first), done(second)], "c")
+    assert uris(third) == ["d"]
+
+
+def test_a_version_that_reads_more_looks_again_at_what_was_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.jpg").write_bytes(b"data")
+    shutil.make_archive(str(tmp_path / "one"), "zip", tmp_path / "folder")
+    archive = storage.info(str(tmp_path / "one.zip"))
+    first = freeze(tmp_path, [*infos("old.dcm", "good.jpg"), archive])
+    table = pa.table({"image_uri": ["old.dcm"], "error_kind": ["dicom"]})
+    storage.write_table(first.result_uri("rejects", 0), table)
+    again = dataclasses.replace(
+        done(first), again=(*plan.TRANSIENT, *plan.UNREAD), reject_uris=[first.result_uri("rejects", 0)]
+    )
+    second = freeze(tmp_path, [*infos("old.dcm", "good.jpg"), archive], [again], "b")
+    assert uris(second) == ["old.dcm"]
+    assert (second.about["listed"], second.about["done_before"]) == (3, 2)
+
+
 _MANY = """
 import resource, sys
 from melanoma.scoring import plan
@@ -137,7 +209,7 @@ def listed(count):
 
 number = int(sys.argv[2])
 made = plan.freeze(sys.argv[1], "a", {"run_date": ""}, listed(number), [], lambda images: 4096)
-done = [plan.Done("a", [made.uri(shard) for shard in made.shards], [])]
+done = [plan.Done("a", [made.uri(shard) for shard in made.shards], [], [])]
 again = plan.freeze(sys.argv[1], "b", {"run_date": ""}, listed(number + 10), done, lambda images: 4096)
 assert (again.images, again.about["done_before"]) == (10, number), again.about
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

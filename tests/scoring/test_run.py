@@ -1,12 +1,15 @@
 """Nights over an archive: every object ends in scores or in rejects, once, and what a later night does again."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
+import tarfile
+import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,15 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from markupsafe import escape
+from PIL import Image
 
-from melanoma import config, storage, synthetic, taxonomy, triage
+from melanoma import config, privacy, storage, synthetic, taxonomy, triage
 from melanoma.bundle import Bundle
 from melanoma.errors import InputError, MelanomaError
+from melanoma.imaging.decode import decode
 from melanoma.local_s3 import LocalS3
+from melanoma.predictor import Predictor
 from melanoma.scoring.run import Outcome, read_alerts, score
 from melanoma.scoring.watch import Watch
 from melanoma.taxonomy import image_id_of
@@ -28,6 +35,8 @@ Contents = Callable[[Path], dict[str, tuple[int, bytes]]]
 
 MAX_BYTES = 8_000_000
 GONE = "taken away/after the listing.jpg"
+_MELANOMA = taxonomy.CODES.index(taxonomy.MELANOMA)
+TWO_FRAMES, FACE = "pacs/two frames.dcm", "pacs/face.dcm"
 NAMES = [
     "a b.jpg",
     'it\'s "q".jpg',
@@ -75,7 +84,9 @@ def silent(_: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., bytes]) -> tuple[Path, dict[str, Any]]:
+def archive(
+    tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., bytes], predictor: Predictor
+) -> tuple[Path, dict[str, Any]]:
     """A folder as hospitals have them, and of each name what must become of it. Not to be written to."""
     folder = tmp_path_factory.mktemp("archive") / "archive"
     pictures = [synthetic.draw_lesion(taxonomy.CODES[n % 9], n, 120, 100) for n in range(24)]
@@ -86,11 +97,54 @@ def archive(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., byte
     files["twice.jpg"] = files["the same again.jpg"] = (lesion("NV", 1), None)
     files["film.avi"] = (bytes(MAX_BYTES + 1), "too_large")
     files[GONE] = (lesion("NV", 2), None)
+    patient: dict[str, Any] = {
+        "PatientID": '"IP_1"',
+        "AcquisitionDateTime": "20261101093000",
+        "BodyPartExamined": "BACK",
+    }
+    files[TWO_FRAMES] = (synthetic.dicom_file([draw(code) for code in ("NV", "MEL")], **patient), None)
+    size, review = predictor.bundle.input_size, predictor.bundle.thresholds["review"]
+    raised = next(
+        seed
+        for seed in range(1000, 1100)
+        if predictor.probabilities(decode(synthetic.dicom_file([draw("MEL", seed)]), size).pixels[None])[0, _MELANOMA]
+        > review + 0.01
+    )
+    files[FACE] = (synthetic.dicom_file([draw("MEL", raised)], RecognizableVisualFeatures="YES", **patient), None)
+    files["exports/2020.tar.gz"] = (b"\x1f\x8b" + bytes(100), "unsupported")
     for name, (data, _) in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return folder, {name: kind for name, (_, kind) in files.items()}
+    expected = {name: kind for name, (_, kind) in files.items()}
+    members: dict[str, tuple[bytes, str | None]] = {
+        "a.jpg": (lesion("MEL", 40), None),
+        "in/b.png": (lesion("NV", 41, "PNG"), None),
+    }
+    members |= {"letter.txt": (b"Dear colleague", "not_an_image"), "more.zip": (zipped({}), "not_an_image")}
+    packed = zipped({name: data for name, (data, _) in members.items()})
+    (folder / "exports" / "ward.zip").write_bytes(packed)
+    (folder / "exports" / "half.zip").write_bytes(packed[: len(packed) // 2])
+    with tarfile.open(folder / "exports" / "ward.tar", "w") as tar:
+        for name, (data, _) in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    for archive in ("ward.zip", "ward.tar"):
+        expected |= {f"exports/{archive}!/{name}": kind for name, (_, kind) in members.items()}
+    return folder, expected | {"exports/half.zip": "truncated"}
+
+
+def draw(code: str, seed: int = 0) -> np.ndarray:
+    return synthetic.draw_lesion(code, seed, 120, 100)
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
 
 
 def first_night(folder: Path, uri: str, expected: dict[str, Any], out: str, files: Path, bundle: Path) -> Night:
@@ -163,7 +217,8 @@ def test_every_reject_says_why(night: Night) -> None:
     }  # fmt: skip
     assert rejects["error"].str.fullmatch(r"[^\n]+\.").all()
     # No content was read of these, and none has a digest.
-    unread = rejects["error_kind"].isin(["not_found", "access"]) | rejects.index.str.endswith("film.avi")
+    unread = rejects["error_kind"].isin(["not_found", "access"])
+    unread |= rejects.index.str.endswith(("film.avi", "half.zip", "2020.tar.gz"))
     assert rejects["content_sha256"].isna().equals(unread)
 
 
@@ -176,11 +231,12 @@ def test_the_files_have_the_columns_and_types_of_the_contract(night: Night) -> N
             assert pq.ParquetFile(path).schema_arrow.equals(schema), path
     codes = [f"p_{code}" for code in taxonomy.CODES]
     assert triage.SCORES.names == [
-        *("run_id", "run_date", "scored_at", "image_uri", "image_id", "patient_id", "content_sha256"),
+        *("run_id", "run_date", "scored_at", "image_uri", "image_id", "frame"),
+        *("patient_id", "study_uid", "body_site", "acquired_at", "is_held_back", "content_sha256"),
         *("model_version", "diagnosis", *codes, "p_melanoma", "p_malignant", "alert_level", "threshold"),
-        *("quality", "outlier_score"),
+        *("quality", "outlier_score", "perceptual_hash"),
     ]
-    assert triage.ALERTS.names == [*triage.SCORES.names, "rank", "explanation_uri"]
+    assert triage.ALERTS.names == [*triage.SCORES.names, "rank", "explanation_uri", "copies", "first_raised"]
     assert {str(triage.SCORES.field(name).type) for name in codes} == {"float"}
 
 
@@ -197,7 +253,8 @@ def test_scores_say_what_the_columns_promise(night: Night, bundle: Bundle) -> No
     assert (set(scores["run_id"]), set(scores["run_date"])) == ({night.record["run_id"]}, {"2026-11-20"})
     assert scores["image_id"].tolist() == [image_id_of(uri) for uri in scores["image_uri"]]
     assert [value.utcoffset().total_seconds() for value in scores["scored_at"]] == [0] * len(scores)
-    for uri, digest in zip(scores["image_uri"], scores["content_sha256"], strict=True):
+    objects = scores[~scores["image_uri"].str.contains("!/")]
+    for uri, digest in zip(objects["image_uri"], objects["content_sha256"], strict=True):
         assert digest == hashlib.sha256(storage.read_bytes(uri)).hexdigest()
     review, urgent = (np.float32(bundle.thresholds[level]) for level in ("review", "urgent"))
     assert set(scores["threshold"]) == {float(review)}
@@ -214,10 +271,50 @@ def test_alerts_are_the_raised_scores_most_probable_first(night: Night) -> None:
     alerts, scores = night.rows("alerts"), night.rows("scores")
     assert alerts["rank"].tolist() == list(range(1, len(alerts) + 1))
     assert alerts["p_melanoma"].is_monotonic_decreasing
-    raised = scores[scores["alert_level"] != "none"].sort_values("image_uri", ignore_index=True)
+    raised = scores[scores["alert_level"] != "none"]
+    shown = [*alerts["image_uri"], *alerts["copies"].explode().dropna()]
+    assert sorted(shown) == sorted(raised["image_uri"])
+    kept = raised[raised["image_uri"].isin(alerts["image_uri"])].sort_values("image_uri", ignore_index=True)
     shared = alerts[scores.columns].sort_values("image_uri", ignore_index=True)
-    pd.testing.assert_frame_equal(shared, raised)
-    assert read_alerts(night.out).to_pylist() == alerts.to_dict("records")
+    known = kept.dropna(axis=1, how="all").columns
+    pd.testing.assert_frame_equal(shared[known], kept[known], check_dtype=False)
+    assert shared.drop(columns=known).isna().all(axis=None)
+    pd.testing.assert_frame_equal(pd.DataFrame(read_alerts(night.out).to_pylist()), alerts)
+
+
+def test_what_a_header_says_is_in_the_scores(night: Night) -> None:
+    scores = night.rows("scores").set_index("image_uri")
+    columns = ["patient_id", "body_site", "acquired_at", "is_held_back"]
+    known = {uri: [row[name] for name in columns] for uri, row in scores.astype(object).to_dict("index").items()}
+    assert known[f"{night.archive}/{TWO_FRAMES}"] == ["IP_1", "BACK", "2026-11-01T09:30:00", False]
+    assert known[f"{night.archive}/{FACE}"] == ["IP_1", "BACK", "2026-11-01T09:30:00", True]
+    assert pd.isna(known[f"{night.archive}/twice.jpg"][:3]).all()
+    assert not known[f"{night.archive}/twice.jpg"][3]
+
+
+def test_of_several_frames_the_most_suspicious_counts(night: Night, predictor: Predictor) -> None:
+    scores, uri = night.rows("scores").set_index("image_uri"), f"{night.archive}/{TWO_FRAMES}"
+    p = [
+        predictor.probabilities(decode(synthetic.dicom_file([draw(code)]), predictor.bundle.input_size).pixels[None])
+        for code in ("NV", "MEL")
+    ]
+    melanoma = [float(found[0, _MELANOMA]) for found in p]
+    assert scores["p_melanoma"][uri] == pytest.approx(max(melanoma), abs=1e-6)
+    assert scores["frame"][uri] == 1 + melanoma.index(max(melanoma))
+    assert scores["frame"].drop(uri).isna().all()
+
+
+def test_the_page_shows_and_explains_the_alerts(night: Night) -> None:
+    html = (night.files / "runs" / f"run_id={night.record['run_id']}" / "run.html").read_text()
+    alerts = night.rows("alerts")
+    assert alerts["is_held_back"].any()
+    for alert in alerts.to_dict("records"):
+        assert str(escape(alert["image_uri"])) in html
+        assert pd.isna(alert["explanation_uri"]) == alert["is_held_back"]
+        if not alert["is_held_back"]:
+            assert Image.open(io.BytesIO(storage.read_bytes(alert["explanation_uri"]))).format == "PNG"
+    assert html.count("<img ") == 2 * int((~alerts["is_held_back"]).sum()) + 1  # and the figure
+    assert "could not be explained" not in html
 
 
 def test_the_commit_record_counts_what_is_there(night: Night, bundle: Bundle) -> None:
@@ -430,8 +527,8 @@ def test_a_night_that_died_before_its_record_is_committed_and_then_the_next_one_
     after = contents(out)
     name = f"runs/run_id={s3_night.record['run_id']}.json"
     assert json.loads(after[name][1])["counts"] == s3_night.record["counts"]
-    assert all(after[name][1] == content for name, (_, content) in before.items())
-    assert {name for name in before if after[name] != before[name]} == {n for n in before if n.startswith("alerts/")}
+    again = {name for name in before if name.startswith("alerts/") or name.endswith("run.html")}
+    assert {name for name in before if after[name] != before[name]} == again
     assert said[0] == f"Going on with the run {s3_night.record['run_id']}."
     # All that it still lists was done the night before.
     assert outcome.record["run_date"] > "2026-11-20"
@@ -492,3 +589,39 @@ def test_alerts_of_a_day_without_a_run_name_the_days_that_have_one(
         read_alerts(local_night.out, "2026-11-22")
     with pytest.raises(InputError, match="no finished run"):
         read_alerts(str(tmp_path))
+
+
+def test_with_a_key_no_identifier_is_anywhere(
+    tmp_path: Path, bundle_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "archive").mkdir()
+    names: dict[str, Any] = {
+        "PatientID": "Mustermann-4711",
+        "StudyInstanceUID": "1.2.840.4711",
+        "BodyPartExamined": "BACK",
+    }
+    for number in range(24):
+        data = synthetic.dicom_file([draw("MEL", number)], **names)
+        (tmp_path / "archive" / f"{number}.dcm").write_bytes(data if number else data[:-999])
+    places = (tmp_path / "archive", tmp_path / "out", bundle_path)
+    own = settings(*places, workers=1, run_date="2026-11-20", run_id="first")
+    monkeypatch.setenv(privacy.KEY, "a key that is a secret")
+    said: list[str] = []
+    assert score(own, say=said.append).record["counts"]["alerts"] > 0
+    pseudonym = privacy.from_environment(False).pseudonym("Mustermann-4711")
+    alerts = read_alerts(str(tmp_path / "out"))
+    assert set(alerts["patient_id"].to_pylist()) == {pseudonym}
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert f"Patient {pseudonym}" in next(path for path in files if path.name == "run.html").read_text()
+    for path in files:
+        written = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else str(path.read_bytes())
+        for secret in ("Mustermann", "1.2.840.4711", "a key that is a secret"):
+            assert secret not in written + str(said), path
+
+    monkeypatch.delenv(privacy.KEY)
+    later = settings(*places, run_date="2026-11-21")
+    with pytest.raises(InputError, match="MELANOMA_PSEUDONYM_KEY is not set now"):
+        score(later, say=silent)
+    (tmp_path / "out" / "runs" / "run_id=first.json").unlink()
+    with pytest.raises(InputError, match="begun with another MELANOMA_PSEUDONYM_KEY"):
+        score(own, say=silent)

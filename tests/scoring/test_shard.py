@@ -1,7 +1,11 @@
 """Fetching: many requests at a time, bounded in bytes, patient with a store that has a bad day."""
 
+import io
+import os
+import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +20,7 @@ from melanoma.errors import MelanomaError
 from melanoma.faulty_proxy import FaultyProxy, at_random, faulty_proxy
 from melanoma.imaging.decode import ImageError, Limits
 from melanoma.local_s3 import LocalS3
+from melanoma.privacy import Privacy
 from melanoma.scoring import plan as plans
 from melanoma.scoring import shard as scoring
 
@@ -27,7 +32,12 @@ def settings(**values: Any) -> config.ScoreConfig:
 
 
 def rows(sizes: list[int]) -> pa.Table:
-    return pa.table({"image_uri": [f"{number:03}" for number in range(len(sizes))], "size": sizes})
+    return planned({f"{number:03}": size for number, size in enumerate(sizes)})
+
+
+def planned(sizes: dict[str, int]) -> pa.Table:
+    rows = [{"image_uri": uri, "size": size} for uri, size in sizes.items()]
+    return pa.Table.from_pylist(rows, schema=plans.SHARD)
 
 
 class Store:
@@ -100,7 +110,7 @@ def test_a_store_on_a_bad_day_loses_nothing(s3: LocalS3, bucket: str, through: C
     contents = {f"s3://{bucket}/{number:03}.jpg": bytes([number]) * 5000 for number in range(100)}
     for uri, data in contents.items():
         storage.write_bytes(uri, data)
-    table = pa.table({"image_uri": list(contents), "size": [5000] * len(contents)})
+    table = planned(dict.fromkeys(contents, 5000))
     with faulty_proxy(s3.endpoint, at_random(0, share=0.4)) as proxy:
         through(proxy)
         found = dict(fetching(table, settings(patience=60)))
@@ -111,7 +121,7 @@ def test_a_store_on_a_bad_day_loses_nothing(s3: LocalS3, bucket: str, through: C
 
 def test_a_store_that_is_away_for_a_while_is_waited_for(s3: LocalS3, bucket: str, through: Callable[..., Any]) -> None:
     storage.write_bytes(f"s3://{bucket}/a.jpg", b"data")
-    table = pa.table({"image_uri": [f"s3://{bucket}/a.jpg"], "size": [4]})
+    table = planned({f"s3://{bucket}/a.jpg": 4})
     with faulty_proxy(s3.endpoint, lambda method, path: "") as proxy:
         through(proxy)
         proxy.down.set()
@@ -125,7 +135,7 @@ def test_a_store_that_is_gone_ends_the_run_however_small_its_shards_are(
     infos = list(storage.list_objects(str(lesions)))[:9]
     about = {"run_date": "2026-11-20"}
     plan = plans.freeze(str(tmp_path), "a", about, infos, [], lambda images: 3)
-    scorer = scoring.ShardScorer(bundle, plan, settings(requests=5, patience=0))
+    scorer = scoring.ShardScorer(bundle, plan, settings(requests=5, patience=0), Privacy())
 
     def away(uri: str, limit: int) -> bytes:
         raise storage.UnavailableError("away")
@@ -139,21 +149,109 @@ def test_a_store_that_is_gone_ends_the_run_however_small_its_shards_are(
 
 def test_patience_ends(s3: LocalS3, bucket: str, through: Callable[..., Any]) -> None:
     storage.write_bytes(f"s3://{bucket}/a.jpg", b"data")
-    table = pa.table({"image_uri": [f"s3://{bucket}/a.jpg"], "size": [4]})
+    table = planned({f"s3://{bucket}/a.jpg": 4})
     with faulty_proxy(s3.endpoint, lambda method, path: "busy") as proxy:
         through(proxy)
         [(uri, data)] = fetching(table, settings(patience=0))
-    image = scoring.decode_one(uri, data, 32, LIMITS)
+    (image,) = scoring.decode_one(uri, data, 32, LIMITS)
     assert image.error_kind == "access"
     assert image.error is not None
     assert "SlowDown" in image.error
 
 
 def test_what_is_refused_is_not_asked_for_again(s3: LocalS3, bucket: str, through: Callable[..., Any]) -> None:
-    table = pa.table({"image_uri": [f"s3://{bucket}/nowhere.jpg"], "size": [4]})
+    table = planned({f"s3://{bucket}/nowhere.jpg": 4})
     with faulty_proxy(s3.endpoint, lambda method, path: "") as proxy:
         through(proxy)
         [(_, data)] = fetching(table, settings(patience=60))
     assert isinstance(data, ImageError)
     assert data.kind == "not_found"
     assert proxy.faults == {"": 1}
+
+
+# --- members of archives ---------------------------------------------------------------------------------------------
+
+
+def archived(path: Path, files: dict[str, bytes]) -> pa.Table:
+    """The plan of the members of an archive that is written here."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+            for name, data in files.items():
+                made.writestr(name, data)
+    else:
+        with tarfile.open(path, "w") as tar:
+            for name, data in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    info = storage.info(str(path))
+    frozen = plans.freeze(str(path.parent / "out"), "a", {"run_date": ""}, [info], [], lambda images: max(1, images))
+    return storage.read_table(frozen.uri(0))
+
+
+FILES = {f"{number:02}.jpg": bytes([number]) * (100 * number) for number in range(40, 0, -1)}
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the ranges that are read."""
+    found: list[int] = []
+    whole = storage.read_range
+
+    def counted(uri: str, offset: int, length: int, etag: str = "") -> bytes:
+        found.append(length)
+        return whole(uri, offset, length, etag)
+
+    monkeypatch.setattr(storage, "read_range", counted)
+    return found
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_members_that_lie_side_by_side_are_fetched_together(tmp_path: Path, suffix: str, reads: list[int]) -> None:
+    table = archived(tmp_path / f"a.{suffix}", {**FILES, "large.jpg": bytes(20_000)})
+    reads.clear()
+    found = dict(fetching(table, settings()))
+    uri = f"{tmp_path}/a.{suffix}!/"
+    assert isinstance(found.pop(f"{uri}large.jpg"), ImageError)  # more than the limit
+    assert found == {f"{uri}{name}": data for name, data in FILES.items()}
+    assert len(reads) == 1
+
+
+def test_no_request_is_larger_than_that(tmp_path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_TOGETHER", 10_000)
+    table = archived(tmp_path / "a.tar", FILES)
+    reads.clear()
+    assert list(dict(fetching(table, settings())).values()) == list(FILES.values())
+    assert 8 < len(reads) < 20
+    assert max(reads) < 12_000
+
+
+def test_one_damaged_member_does_not_spoil_its_neighbours(tmp_path: Path) -> None:
+    table = archived(tmp_path / "a.zip", FILES)
+    place = table["offset"].to_pylist()[7]
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[place] ^= 255
+    status = os.stat(tmp_path / "a.zip")
+    (tmp_path / "a.zip").write_bytes(data)
+    os.utime(tmp_path / "a.zip", ns=(status.st_atime_ns, status.st_mtime_ns))
+    found = dict(fetching(table, settings()))
+    broken = [uri for uri, content in found.items() if isinstance(content, ImageError)]
+    assert broken == [table["image_uri"].to_pylist()[7]]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_of_an_archive_that_was_written_again_nothing_is_taken(tmp_path: Path, suffix: str) -> None:
+    table = archived(tmp_path / f"a.{suffix}", FILES)
+    os.utime(tmp_path / f"a.{suffix}", ns=(1, 1))
+    for found in dict(fetching(table, settings())).values():
+        assert isinstance(found, ImageError)
+        assert (found.kind, "has changed since it was listed" in found.reason) == ("not_found", True)
+
+
+def test_what_is_refused_in_a_directory_is_not_fetched(tmp_path: Path, reads: list[int]) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no tar at all")
+    info = storage.info(str(tmp_path / "a.tar"))
+    frozen = plans.freeze(str(tmp_path / "out"), "a", {"run_date": ""}, [info], [], lambda images: images)
+    reads.clear()
+    ((uri, found),) = fetching(storage.read_table(frozen.uri(0)), settings())
+    assert (uri, found.kind, reads) == (str(tmp_path / "a.tar"), "truncated", [])

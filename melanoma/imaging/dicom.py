@@ -1,0 +1,332 @@
+"""DICOM bytes become a picture, or what makes one, and what their header says of it.
+
+Headers are as dirty as in the wild (quoted values, wrong UIDs, a photometric interpretation that is not that of the
+data), and as hostile as any bytes: what is inflated, and what a decoder may be asked to make, is bounded before.
+"""
+
+import datetime
+import io
+import itertools
+import logging
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import pydicom
+from pydicom import uid, valuerep
+from pydicom.datadict import keyword_for_tag
+from pydicom.encaps import get_frame
+from pydicom.filereader import _read_file_meta_info, read_partial, read_preamble
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
+from pydicom.tag import BaseTag, Tag
+
+from melanoma.imaging.decode import Header, ImageError, Limits
+
+# What pydicom would say of a dirty header is no concern of ours, and `catch_warnings` is not safe in threads.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+_JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
+_JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000)
+_JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
+_READ = (
+    *(*_JPEG, *_JPEG_2000, *_JPEG_LS, uid.RLELossless),
+    *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian),
+)
+_PHOTOMETRIC = (
+    *("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"),
+    *("PALETTE COLOR", "MONOCHROME1", "MONOCHROME2"),
+)
+_PIXEL_DATA = Tag("PixelData")
+_ITEM, _ITEM_BIG_ENDIAN = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
+_MOST_ITEMS = 20_000
+_MOST_READS = 200_000
+_LONGEST = 8192  # bytes, of an element that is read
+_LONGEST_TABLE = 2 * 65_536
+_UNDEFINED = 0xFFFFFFFF
+_MOST_CHARACTERS = 256  # of what is taken from a header
+_MOST_FRAMES = 256
+_HEADER = (
+    *("SOPClassUID", "PatientID", "StudyInstanceUID", "BodyPartExamined", "AnatomicRegionSequence"),
+    *("AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "ContentDate", "ContentTime"),
+    *("StudyDate", "StudyTime", "TimezoneOffsetFromUTC", "BurnedInAnnotation", "RecognizableVisualFeatures"),
+)
+_PIXELS = (
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor"),
+    *("BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
+    *("GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData"),
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+)
+_WANTED = [Tag(name) for name in (*_HEADER, *_PIXELS)]
+_WANTED_TAGS = frozenset(_WANTED)
+_TABLES = frozenset(tag for tag in _WANTED if "LookupTableData" in keyword_for_tag(tag))
+
+
+# When a picture was taken, the surest first: DICOM PS3.3 C.7.6.1 and C.12.1.
+_TIMES = (
+    ("AcquisitionDateTime", ""),
+    ("AcquisitionDate", "AcquisitionTime"),
+    ("ContentDate", "ContentTime"),
+    ("StudyDate", "StudyTime"),
+)
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """A JPEG frame. `is_rgb`: its samples are RGB, though nothing in it says so; `is_negative`: 0 is white."""
+
+    data: bytes
+    is_rgb: bool
+    is_negative: bool
+
+
+def read(data: bytes) -> pydicom.Dataset:
+    """The elements that matter here. Raises ImageError."""
+    if data.count(_ITEM) + data.count(_ITEM_BIG_ENDIAN) > _MOST_ITEMS:
+        _refuse(f"has more than {_MOST_ITEMS:,} items or fragments")
+    try:
+        # pydicom would inflate it to whatever size it has.
+        if _syntax(data) == uid.DeflatedExplicitVRLittleEndian:
+            _refuse("is deflated as a whole, which is not read")
+        found = read_partial(_Counted(data), stop_when=_stop, force=True, specific_tags=list(_WANTED))
+    except ImageError:
+        raise
+    except Exception:
+        # pydicom raises nearly anything on damaged files.
+        raise ImageError("dicom", "The DICOM file is damaged: fetch or export it again.") from None
+    if "PixelData" not in found:
+        _refuse("holds no picture")
+    return found
+
+
+class _Counted(io.BytesIO):
+    """Bytes that are read in so many steps at most: each element takes some, and memory for much more than it has."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            _refuse("has too many elements")
+        return super().read(size)
+
+
+def _syntax(data: bytes) -> str | None:
+    file = _Counted(data)
+    read_preamble(file, force=True)
+    return _read_file_meta_info(file).get("TransferSyntaxUID")
+
+
+def _stop(tag: BaseTag, vr: str | None, length: int) -> bool:
+    """For pydicom: where to stop. Raises ImageError at what would be large although nothing in the standard is."""
+    most = _LONGEST_TABLE if tag in _TABLES else _LONGEST
+    if tag in _WANTED_TAGS and tag != _PIXEL_DATA and most < length != _UNDEFINED:
+        _refuse(f"has {length:,} bytes in the element {tag}, where {most:,} are the most")
+    return tag > _PIXEL_DATA
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ImageError("dicom", f"The DICOM file {what}.")
+
+
+def header(found: pydicom.Dataset) -> Header:
+    """Never raises: a header that cannot be understood says nothing."""
+    return Header(
+        patient_id=_text(found, "PatientID"),
+        study_uid=_text(found, "StudyInstanceUID"),
+        body_site=_body_site(found) or _text(found, "BodyPartExamined"),
+        acquired_at=_acquired_at(found),
+        is_recognizable=_answer(found, "RecognizableVisualFeatures"),
+        is_annotated=_answer(found, "BurnedInAnnotation"),
+    )
+
+
+def _text(found: pydicom.Dataset, name: str) -> str | None:
+    try:
+        value = found.get(name)
+    except Exception:  # a value that its own representation forbids
+        return None
+    return None if value is None else str(value)[:_MOST_CHARACTERS].strip(" \0\t\r\n\"'") or None
+
+
+def _body_site(found: pydicom.Dataset) -> str | None:
+    try:
+        return _text(found.AnatomicRegionSequence[0], "CodeMeaning")
+    except Exception:
+        return None
+
+
+def _acquired_at(found: pydicom.Dataset) -> str | None:
+    for date, time in _TIMES:
+        digits = f"{_text(found, date) or ''}{_text(found, time) or '' if time else ''}"
+        try:
+            if taken := valuerep.DT(digits):
+                zone = _text(found, "TimezoneOffsetFromUTC")
+                if zone and taken.tzinfo is None:
+                    taken = valuerep.DT(f"{digits}{zone}")
+                if len(digits) <= len("20260314"):
+                    return datetime.date.isoformat(taken.date())
+                return datetime.datetime.isoformat(taken, timespec="seconds")
+        except (ValueError, TypeError):
+            continue
+    return None
+
+
+def _answer(found: pydicom.Dataset, name: str) -> bool | None:
+    return {"YES": True, "NO": False}.get((_text(found, name) or "").upper())
+
+
+def number_of_frames(found: pydicom.Dataset) -> int:
+    """Raises ImageError where the header says it so that it cannot be understood."""
+    try:
+        return max(1, int(found.get("NumberOfFrames") or 1))
+    except Exception:  # see `read`
+        _refuse("does not say how many pictures it holds")
+
+
+def check_size(found: pydicom.Dataset, limits: Limits) -> None:
+    """Raises ImageError where all frames together have more pixels than the limit."""
+    try:
+        rows, columns = int(found.Rows), int(found.Columns)
+    except Exception:
+        _refuse("does not say how large its picture is")
+    frames = number_of_frames(found)
+    if frames > _MOST_FRAMES:
+        raise ImageError("too_large", f"The DICOM file has {frames:,} frames, as a film, more than {_MOST_FRAMES}.")
+    if rows * columns * frames > limits.max_pixels:
+        times = f"{frames:,} frames of " if frames > 1 else ""
+        raise ImageError(
+            "too_large",
+            f"The picture has {times}{columns:,} x {rows:,} pixels, more than the limit of {limits.max_pixels:,}: "
+            "make it smaller.",
+        )
+
+
+def frame(found: pydicom.Dataset, index: int = 0) -> Jpeg | np.ndarray:
+    """One frame, counted from 0, of a file that has passed `check_size`: a JPEG, or its pixels, uint8 RGB
+    [height, width, 3]. Raises ImageError."""
+    try:
+        return _frame(found, index)
+    except ImageError:
+        raise
+    except Exception:
+        raise ImageError("dicom", "The picture in the DICOM file is damaged: fetch or export it again.") from None
+
+
+def _frame(found: pydicom.Dataset, index: int) -> Jpeg | np.ndarray:
+    syntax = found.file_meta.get("TransferSyntaxUID") or uid.ImplicitVRLittleEndian
+    if syntax not in _READ:
+        name = uid.UID_dictionary[syntax][0] if syntax in uid.UID_dictionary else "of no known name"
+        _refuse(f"has the transfer syntax {name}, which is not read")
+    photometric = str(found.get("PhotometricInterpretation", "")).strip(' "').upper()
+    rows, columns = int(found.Rows), int(found.Columns)
+    if photometric not in _PHOTOMETRIC:
+        _refuse("has a photometric interpretation that is not read")
+    if int(found.BitsAllocated) not in (8, 16):
+        _refuse(f"has {int(found.BitsAllocated)} bits a sample, which is not read")
+    if syntax.is_encapsulated:
+        data = get_frame(found.PixelData, index, number_of_frames=number_of_frames(found))
+        if syntax in _JPEG:
+            if photometric == "PALETTE COLOR":
+                _refuse("has the colours of a JPEG in a palette, which is not read")
+            return Jpeg(data, photometric == "RGB", photometric == "MONOCHROME1")
+        _check_codestream(syntax, data, rows, columns, found)
+        if syntax in _JPEG_2000 and photometric.startswith("YBR_FULL") and _turns_colours(data):
+            # What it says of itself is what openjpeg does, whatever the header says.
+            photometric = "YBR_ICT"
+    elif photometric == "YBR_FULL_422" and len(found.PixelData) >= 3 * rows * columns * number_of_frames(found):
+        # Too long for that: whoever decompressed it did not change the header (OHIF/Viewers#2934).
+        photometric = "RGB"
+    found.PhotometricInterpretation = photometric
+    pixels, about = get_decoder(syntax).as_array(found, index=index)
+    return _eight_bits(pixels, str(about["photometric_interpretation"]), found)
+
+
+def _check_codestream(syntax: uid.UID, data: bytes, rows: int, columns: int, found: pydicom.Dataset) -> None:
+    """Raise ImageError where the compressed frame would make another picture than the header says: a decoder takes
+    memory for the former."""
+    samples = int(found.SamplesPerPixel)
+    if syntax in _JPEG_2000:
+        # A file around the codestream (JP2), which the standard forbids, may hide another one.
+        if not data.startswith(b"\xff\x4f\xff\x51"):  # start of codestream, image and tile size
+            _refuse("holds no JPEG 2000 codestream")
+        right, bottom, left, top = struct.unpack(">4I", data[8:24])
+        (components,) = struct.unpack(">H", data[40:42])
+        size = (bottom - top, right - left, components)
+    elif syntax in _JPEG_LS:
+        at = _segment(data, 0xF7)
+        size = struct.unpack(">HHB", data[at + 5 : at + 10])
+    else:
+        _check_run_lengths(data, rows * columns * samples * (int(found.BitsAllocated) // 8))
+        return
+    if size != (rows, columns, samples):
+        _refuse(f"says {columns} x {rows} x {samples}, and its picture {size[1]} x {size[0]} x {size[2]}")
+
+
+def _segment(data: bytes, wanted: int) -> int:
+    """Where the marker segment of a codestream's main header lies; raises ImageError where it has none."""
+    at = 2
+    while data[at] == 0xFF and data[at + 1] not in (wanted, 0x90, 0xDA):  # tile-part, scan: the header is over
+        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    if data[at : at + 2] != bytes([0xFF, wanted]):
+        _refuse("is damaged in the header of its picture")
+    return at
+
+
+def _turns_colours(data: bytes) -> bool:
+    """Whether a JPEG 2000 codestream has a component transformation (ISO/IEC 15444-1 A.6.1): RGB comes out of it."""
+    return data[_segment(data, 0x52) + 8] == 1
+
+
+def _check_run_lengths(data: bytes, expected: int) -> None:
+    """Raise ImageError where RLE (DICOM PS3.5 annex G) would make more bytes than the picture has."""
+    number, *offsets = struct.unpack("<16I", data[:64])
+    if not 1 <= number <= 15 or sorted(offsets[:number]) != offsets[:number]:
+        _refuse("is damaged in its run lengths")
+    made, bounds = 0, [*offsets[:number], len(data)]
+    for at, end in itertools.pairwise(bounds):
+        while at < end:
+            count = data[at]
+            at += 2 + count if count < 128 else 2 if count > 128 else 1
+            made += count + 1 if count < 128 else 257 - count if count > 128 else 1  # the last does nothing, and costs
+            if made > expected + 2 * number:
+                _refuse("holds a larger picture than it says")
+
+
+def _eight_bits(pixels: np.ndarray, photometric: str, found: pydicom.Dataset) -> np.ndarray:
+    """uint8 RGB [height, width, 3]."""
+    bits = int(found.BitsStored)
+    if not 8 <= bits <= 16:
+        _refuse(f"holds a picture of {bits} bits, which is not read")
+    if photometric == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, found)
+        bits = int(found.RedPaletteColorLookupTableDescriptor[2])
+    elif photometric in ("MONOCHROME1", "MONOCHROME2"):
+        pixels = _monochrome(pixels, bits, found)
+        bits = 8
+        if photometric == "MONOCHROME1":
+            pixels = 255 - pixels
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        _refuse("does not hold a picture of three colours")
+    return np.ascontiguousarray(pixels if bits == 8 else pixels >> (bits - 8)).astype(np.uint8)
+
+
+def _monochrome(pixels: np.ndarray, bits: int, found: pydicom.Dataset) -> np.ndarray:
+    """uint8: as the window of the header shows it, or the whole range of the stored bits."""
+    if found.get("WindowWidth") is None:
+        least = -(1 << (bits - 1)) if found.PixelRepresentation else 0
+        return np.asarray((pixels.astype(np.int32) - least) >> (bits - 8)).astype(np.uint8)
+    values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, found), found), dtype=np.float64)
+    slope, intercept = float(found.get("RescaleSlope") or 1), float(found.get("RescaleIntercept") or 0)
+    low = (-(1 << (bits - 1)) if found.PixelRepresentation else 0) * slope + intercept
+    high = low + ((1 << bits) - 1) * slope
+    return np.clip(np.rint((values - low) / (high - low) * 255), 0, 255).astype(np.uint8)

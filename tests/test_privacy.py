@@ -1,0 +1,56 @@
+"""What leaves the store of a patient."""
+
+import pytest
+
+from melanoma import privacy
+from melanoma.errors import InputError
+from melanoma.imaging.decode import Header
+from melanoma.privacy import Privacy
+
+HEADER = Header("4711", "1.2.840.1", "FACE", "2026-03-14T15:30:05", True, True)
+
+
+def test_without_a_key_identifiers_are_as_they_are() -> None:
+    found = Privacy().columns(HEADER)
+    assert (found["patient_id"], found["study_uid"], found["body_site"]) == ("4711", "1.2.840.1", "FACE")
+
+
+def test_with_a_key_the_same_patient_is_the_same_pseudonym_and_no_more() -> None:
+    found, again = (Privacy(b"k" * 16).columns(HEADER) for _ in range(2))
+    assert found == again
+    assert found["patient_id"] != Privacy(b"K" * 16).columns(HEADER)["patient_id"]
+    assert "4711" not in str(found)
+    assert "1.2.840.1" not in str(found)
+    assert len(str(found["patient_id"])) == 32
+
+
+def test_who_is_unknown_gets_no_pseudonym() -> None:
+    assert Privacy(b"k" * 16).columns(Header())["patient_id"] is None
+
+
+@pytest.mark.parametrize(
+    ("header", "hold_back_annotated", "expected"),
+    [
+        (Header(is_recognizable=True), False, True),
+        (Header(is_recognizable=False), False, False),
+        (Header(), True, False),
+        (Header(is_annotated=True), False, False),
+        (Header(is_annotated=True), True, True),
+    ],
+)
+def test_who_may_be_known_from_a_picture_is_not_shown(
+    header: Header, hold_back_annotated: bool, expected: bool
+) -> None:
+    assert Privacy(None, hold_back_annotated).columns(header)["is_held_back"] is expected
+
+
+def test_the_key_is_in_no_log() -> None:
+    assert "secret" not in repr(Privacy(b"secret secret secret"))
+
+
+def test_a_key_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(privacy.KEY, "short")
+    with pytest.raises(InputError, match="MELANOMA_PSEUDONYM_KEY has 5 bytes: give it at least 16"):
+        privacy.from_environment(False)
+    monkeypatch.setenv(privacy.KEY, "")
+    assert privacy.from_environment(False).key is None
