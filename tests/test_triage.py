@@ -11,6 +11,7 @@ COLUMNS = [
     "diagnosis", *(f"p_{code}" for code in CODES), "p_melanoma", "p_malignant", "alert_level", "threshold", "quality",
     "outlier_score",
 ]  # fmt: skip
+ADDED = ("frame", "study_uid", "body_site", "acquired_at", "is_held_back", "perceptual_hash")
 
 
 def test_an_image_at_a_threshold_is_raised() -> None:
@@ -48,8 +49,9 @@ def test_no_images_have_no_levels() -> None:
 
 
 def test_the_columns_are_those_of_the_contract() -> None:
-    assert triage.SCORES.names == COLUMNS
-    assert triage.ALERTS.names == [*COLUMNS, "rank", "explanation_uri"]
+    assert [name for name in triage.SCORES.names if name not in ADDED] == COLUMNS
+    assert set(triage.SCORES.names) == {*COLUMNS, *ADDED}
+    assert triage.ALERTS.names == [*triage.SCORES.names, "rank", "explanation_uri", "copies", "first_raised"]
     assert set(triage.REJECTS.names) == {"run_id", "run_date", "image_uri", "error_kind", "error", "content_sha256"}
     for code in CODES:
         assert triage.SCORES.field(f"p_{code}").type == pa.float32()

@@ -473,7 +473,8 @@ def _results(plan: Plan, retrying: tenacity.Retrying) -> Iterator[tuple[int, tup
     def read(shard: int) -> tuple[pa.Table, pa.Table, pa.Table]:
         return (
             retrying(storage.read_table, plan.uri(shard), ["image_uri", "tried"]),
-            retrying(storage.read_table, plan.result_uri("scores", shard)),
+            # A run may have been begun by an earlier version of this program.
+            storage.completed(retrying(storage.read_table, plan.result_uri("scores", shard)), triage.SCORES),
             retrying(storage.read_table, plan.result_uri("rejects", shard), ["image_uri", "error_kind", "error"]),
         )
 
