@@ -32,7 +32,7 @@ from melanoma import storage
 from melanoma.config import DeliveryConfig
 from melanoma.errors import InputError, MelanomaError
 from melanoma.scoring import lease
-from melanoma.scoring.run import alerts_of, committed_runs, read_runs
+from melanoma.scoring.run import alerts_of, committed_runs, runs_of
 
 SECRET = "MELANOMA_WEBHOOK_SECRET"  # noqa: S105  (the name of a variable)
 _SECONDS = 20.0  # that one try may take
@@ -93,7 +93,7 @@ def deliver(
 
 
 def _runs_of(out: str, root: str, date: str | None) -> list[dict[str, Any]]:
-    newest = [record for record, _ in read_runs(out, date)]
+    newest = runs_of(out, date)
     if date:
         return newest
     try:

@@ -1,10 +1,16 @@
 """What the HTML pages and the model card share."""
 
+import base64
 from pathlib import Path
 
 import jinja2
 
 from melanoma import taxonomy
+
+
+def data_uri(picture: bytes, kind: str) -> str:
+    """A picture for an `img` element of a page that needs nothing else; `kind` is "jpeg" or "png"."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def environment(folder: Path, html: bool = True) -> jinja2.Environment:

@@ -1,6 +1,5 @@
 """An audit for people: tables for a terminal, and one self-contained page that shows the images side by side."""
 
-import base64
 import io
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +75,7 @@ def _picture(uri: str) -> str | None:
         return None
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return page.data_uri(buffer.getvalue(), "jpeg")
 
 
 def _html(answer: Mapping[str, Any], pictures: Mapping[str, str | None]) -> str:

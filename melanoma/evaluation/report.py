@@ -1,6 +1,5 @@
 """The files of an evaluation: metrics.json, predictions.parquet, figures and a report.html that needs nothing else."""
 
-import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -414,7 +413,7 @@ def _data_uri(picture: bytes) -> str | None:
     """The picture for an `img` element; None for bytes that are neither JPEG nor PNG."""
     for start, kind in ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png")):
         if picture.startswith(start):
-            return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+            return page.data_uri(picture, kind)
     return None
 
 

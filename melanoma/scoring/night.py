@@ -6,7 +6,6 @@ What of a patient may be shown is decided by `melanoma.privacy`: pictures that a
 explained.
 """
 
-import base64
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -110,7 +109,7 @@ def _jpeg(image: Image.Image) -> str:
     small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return page.data_uri(buffer.getvalue(), "jpeg")
 
 
 def write_explanations(folder: str, alerts: pa.Table, shown: Sequence[Shown]) -> pa.Table:
@@ -211,10 +210,10 @@ def _figure(tonight: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray],
     """The share of images by probability of melanoma, tonight beside earlier nights, as a data URI."""
     from melanoma.evaluation import figures
 
-    buffer = figures.figure_png(
-        figures.night_figure(tonight["p_melanoma"], before["p_melanoma"], thresholds["review"], thresholds["urgent"])
+    figure = figures.night_figure(
+        tonight["p_melanoma"], before["p_melanoma"], thresholds["review"], thresholds["urgent"]
     )
-    return f"data:image/png;base64,{base64.b64encode(buffer).decode('ascii')}"
+    return page.data_uri(figures.figure_png(figure), "png")
 
 
 def _size(number: float) -> str:

@@ -540,12 +540,12 @@ def read_alerts(out: str, date: str | None = None) -> pa.Table:
 
     Raises InputError where there is no committed run.
     """
-    tables = [table for _, table in read_runs(out, date)]
+    tables = [alerts_of(storage.normalize(out), record) for record in runs_of(out, date)]
     return pa.concat_tables(tables).sort_by([("p_melanoma", "descending"), ("image_uri", "ascending")])
 
 
-def read_runs(out: str, date: str | None = None) -> list[tuple[dict[str, Any], pa.Table]]:
-    """The commit records and alerts of the runs of a date, the newest without one; raises InputError as above."""
+def runs_of(out: str, date: str | None = None) -> list[dict[str, Any]]:
+    """The commit records of the runs of a date, the newest without one; raises InputError as above."""
     root = storage.normalize(out)
     try:
         records = committed_runs(root)
@@ -558,7 +558,7 @@ def read_runs(out: str, date: str | None = None) -> list[tuple[dict[str, Any], p
     if not runs:
         dates = ", ".join(sorted({record["run_date"] for record in records}))
         raise InputError(f"{out} holds no finished run of {date}: there are runs of {dates}.")
-    return [(record, alerts_of(root, record)) for record in runs]
+    return runs
 
 
 def alerts_of(out: str, record: Mapping[str, Any]) -> pa.Table:
