@@ -401,6 +401,11 @@ def test_small_files_that_would_explode_are_refused(name: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
+def test_a_codestream_begins_the_frame() -> None:
+    with pytest.raises(ImageError, match="holds no JPEG 2000 codestream"):
+        decode(hostile()["a frame within a frame"], 16)
+
+
 def test_a_transfer_syntax_that_is_named_elsewhere_does_not_count() -> None:
     named = with_elements(file(picture()), element(0x0018, 0x9999, b"UT", b"1.2.840.10008.1.2.1.99"))
     assert (decoded(named) == picture()).all()
