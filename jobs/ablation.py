@@ -3,7 +3,8 @@
 python jobs/ablation.py [--config configs/ablation.yaml] [key=value ...]
 """
 
-from melanoma import cli, config, jobs
+from melanoma.cli import commands, jobs
+from melanoma.training.studies.config import AblationConfig
 
 if __name__ == "__main__":
-    jobs.main(config.AblationConfig, cli.run_ablation, __doc__, default="configs/ablation.yaml")
+    jobs.main(AblationConfig, commands.run_ablation, __doc__, default="configs/ablation.yaml")

@@ -3,7 +3,8 @@
 ray job submit --working-dir . -- python jobs/evaluate.py --config configs/evaluate.yaml [key=value ...]
 """
 
-from melanoma import cli, config, jobs
+from melanoma.cli import commands, jobs
+from melanoma.evaluation.config import EvaluateConfig
 
 if __name__ == "__main__":
-    jobs.main(config.EvaluateConfig, cli.run_evaluate, __doc__)
+    jobs.main(EvaluateConfig, commands.run_evaluate, __doc__)

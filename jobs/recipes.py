@@ -3,7 +3,8 @@
 python jobs/recipes.py [--config configs/recipes.yaml] [key=value ...]
 """
 
-from melanoma import cli, config, jobs
+from melanoma.cli import commands, jobs
+from melanoma.training.studies.config import RecipesConfig
 
 if __name__ == "__main__":
-    jobs.main(config.RecipesConfig, cli.run_recipes, __doc__, default="configs/recipes.yaml")
+    jobs.main(RecipesConfig, commands.run_recipes, __doc__, default="configs/recipes.yaml")

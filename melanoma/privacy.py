@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, field
 
 from melanoma.errors import InputError
-from melanoma.imaging.decode import Header
+from melanoma.imaging.header import Header
 
 KEY = "MELANOMA_PSEUDONYM_KEY"
 _LEAST_BYTES = 16

@@ -72,16 +72,6 @@ class ObjectInfo:
     etag: str
 
 
-def retrying(seconds: float) -> tenacity.Retrying:
-    """Calls a function of this module again, later and later, as long as it raises `UnavailableError`; then that."""
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(UnavailableError),
-        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
-        stop=tenacity.stop_after_delay(seconds),
-        reraise=True,
-    )
-
-
 def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
@@ -424,6 +414,47 @@ def write_table(uri: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_bytes(uri, buffer.getvalue())
+
+
+@dataclass(frozen=True)
+class Store:
+    """The functions of this module, with patience: a store that does not answer is asked again, later and later.
+
+    `patience`: seconds after which `UnavailableError` is raised all the same; 0 asks once. Each method does, and raises
+    otherwise, what the function of its name does.
+    """
+
+    patience: float = 0.0
+
+    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(UnavailableError),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+            stop=tenacity.stop_after_delay(self.patience),
+            reraise=True,
+        )
+        return retrying(function, *args, **kwargs)
+
+    def read_bytes(self, uri: str, limit: int | None = None) -> bytes:
+        return self._call(read_bytes, uri, limit)
+
+    def read_range(self, uri: str, offset: int, length: int, etag: str = "") -> bytes:
+        return self._call(read_range, uri, offset, length, etag)
+
+    def read_table(self, uri: str, columns: list[str] | None = None) -> pa.Table:
+        return self._call(read_table, uri, columns)
+
+    def info(self, uri: str) -> ObjectInfo:
+        return self._call(info, uri)
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        self._call(write_bytes, uri, data)
+
+    def write_json(self, uri: str, value: Any) -> None:
+        self._call(write_json, uri, value)
+
+    def write_table(self, uri: str, table: pa.Table) -> None:
+        self._call(write_table, uri, table)
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:

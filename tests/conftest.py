@@ -18,15 +18,16 @@ import pytest
 from PIL import Image
 
 import melanoma
-from melanoma import bundle as bundles
-from melanoma import cli, outliers, storage, taxonomy
-from melanoma.bundle import Bundle
-from melanoma.config import Network, TrainConfig
+from melanoma import cli, storage, taxonomy
+from melanoma.demo.local_s3 import LocalS3, serve
+from melanoma.demo.synthetic import draw_lesion
 from melanoma.imaging.decode import decode
 from melanoma.imaging.hashing import perceptual_hash
-from melanoma.local_s3 import LocalS3, serve
-from melanoma.predictor import Predictor
-from melanoma.synthetic import draw_lesion
+from melanoma.model import bundle as bundles
+from melanoma.model import outliers
+from melanoma.model.bundle import Bundle
+from melanoma.model.predictor import Predictor
+from melanoma.training.config import Network, TrainConfig
 
 LESION_SIZE = 96  # pixels a side of a generated lesion
 INPUT_SIZE = 32  # pixels a side of the bundle's input
@@ -198,11 +199,11 @@ def no_ray_left_behind() -> Iterator[None]:
 def ray_cluster(s3: LocalS3) -> Iterator[None]:
     """A Ray of the test module's own, as the commands start it. Its workers know of `s3`, as they inherit this
     process's environment."""
-    from melanoma import cluster
+    from melanoma import ray_session
 
-    cluster.connect()
+    ray_session.connect()
     yield
-    cluster.disconnect()
+    ray_session.disconnect()
 
 
 @dataclass(frozen=True)

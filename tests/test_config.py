@@ -5,17 +5,11 @@ import pytest
 
 from melanoma import config
 from melanoma.catalog.resolve import Rules
-from melanoma.config import (
-    AblationConfig,
-    BenchmarkConfig,
-    DeliveryConfig,
-    EvaluateConfig,
-    RecipesConfig,
-    ScoreConfig,
-    TrainConfig,
-    TuneConfig,
-)
 from melanoma.errors import InputError
+from melanoma.evaluation.config import EvaluateConfig
+from melanoma.scoring.config import DeliveryConfig, ScoreConfig
+from melanoma.training.config import TrainConfig
+from melanoma.training.studies.config import AblationConfig, RecipesConfig, TuneConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TRAIN = "catalog: c.parquet\nout: out/bundle\n"
@@ -50,7 +44,6 @@ MODELS: dict[str, type[Any]] = {
     "reference": TrainConfig,
     "recipes": RecipesConfig,
     "tune": TuneConfig,
-    "benchmark": BenchmarkConfig,
     "deliver": DeliveryConfig,
     "isic9": Rules,
 }

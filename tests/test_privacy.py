@@ -4,7 +4,7 @@ import pytest
 
 from melanoma import privacy
 from melanoma.errors import InputError
-from melanoma.imaging.decode import Header
+from melanoma.imaging.header import Header
 from melanoma.privacy import Privacy
 
 HEADER = Header("4711", "1.2.840.1", "FACE", "2026-03-14T15:30:05", True, True)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from melanoma import storage
+from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import InputError
-from melanoma.local_s3 import LocalS3
 
 AWKWARD_NAMES = [
     "a b.jpg",

@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from melanoma import page, storage
+from melanoma import storage
 from melanoma.catalog import audit, properties
-from melanoma.imaging.decode import ImageError, Limits, decode_image, is_recognizable
+from melanoma.imaging import load
+from melanoma.imaging.errors import ImageError
+from melanoma.pages import page
 
 SETS_SHOWN = 200
 """Of each kind of finding the page shows at most this many sets of images,"""
@@ -65,13 +67,11 @@ def _shown(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _picture(uri: str) -> str | None:
     """A data URI, or None for what cannot be read, or from which a person may be known."""
-    limits = Limits()
     try:
-        data = storage.read_bytes(uri, limits.max_bytes)
-        if is_recognizable(data):
-            return None
-        image = decode_image(data, limits, _PICTURE_SIDE)
-    except (OSError, ImageError):
+        image = load.picture(uri, _PICTURE_SIDE)
+    except ImageError:
+        return None
+    if image is None:
         return None
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY)

@@ -1,6 +1,5 @@
 """Which images exist and what is known of them: from class folders, manifests and the metadata files of ISIC sets."""
 
-import hashlib
 import io
 import posixpath
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -13,9 +12,10 @@ from PIL import Image
 from melanoma import privacy, storage, taxonomy
 from melanoma.catalog import groups, schema
 from melanoma.errors import InputError
-from melanoma.imaging.border import dark_border
-from melanoma.imaging.decode import ImageError, Limits, decode, quality
+from melanoma.imaging import load
+from melanoma.imaging.errors import ImageError
 from melanoma.imaging.hashing import perceptual_hash, thumbnail
+from melanoma.imaging.measures import dark_border, quality
 
 _SPLIT_WORDS = {
     "train": "train",
@@ -75,16 +75,17 @@ def build(
 def _inspect(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("error"):
         return {}
-    limits = Limits()
     try:
-        data = storage.read_bytes(row["uri"], limits.max_bytes)
-    except OSError as error:
-        return {"error": str(error)}
-    facts: dict[str, Any] = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    try:
-        decoded = decode(data, _HASHED_SIZE, limits)
+        data = load.fetch(row["uri"])
     except ImageError as error:
-        return {**facts, "error": error.reason}
+        return {"error": error.reason}
+    loaded = load.load(data, _HASHED_SIZE)
+    if loaded.sha256 is None:  # over the limit, and so read only in part
+        return {"error": str(loaded.error)}
+    facts: dict[str, Any] = {"size_bytes": len(data), "sha256": loaded.sha256}
+    if loaded.error:
+        return {**facts, "error": loaded.error.reason}
+    (decoded,) = loaded.frames
     # What a DICOM header says, where the source says nothing.
     for name, known in (("patient_id", decoded.header.patient_id), ("anatomic_site", decoded.header.body_site)):
         if known is not None and row.get(name) is None:

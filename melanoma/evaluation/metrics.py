@@ -20,15 +20,7 @@ from melanoma.evaluation.calibration import (
     log_odds,
 )
 from melanoma.evaluation.decision import PREVALENCES, decision_curve, predictive_values
-from melanoma.evaluation.intervals import (
-    RESAMPLES,
-    Bools,
-    Floats,
-    Ints,
-    bootstrap,
-    percentile_interval,
-    proportion,
-)
+from melanoma.evaluation.intervals import RESAMPLES, Bools, Floats, Ints, bootstrap, percentile_interval, proportion
 from melanoma.evaluation.predictions import (
     check,
     class_probabilities,

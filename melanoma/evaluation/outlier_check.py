@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from melanoma import outliers
 from melanoma.evaluation.intervals import proportion
-from melanoma.predictor import Predictor
+from melanoma.model import outliers
+from melanoma.model.predictor import Predictor
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from melanoma import page
 from melanoma.evaluation.decision import JOINT
 from melanoma.evaluation.figures import (
     class_distribution_figure,
@@ -25,12 +24,13 @@ from melanoma.evaluation.figures import (
 from melanoma.evaluation.intervals import BOOTSTRAP, EXACT, EXACT_CLUSTERED, Estimate
 from melanoma.evaluation.predictions import class_probabilities, group_codes, is_melanoma, true_class
 from melanoma.evaluation.subgroups import UNKNOWN
+from melanoma.pages import page
 from melanoma.taxonomy import CODES, MELANOMA, codes_of
 
 PICTURES_A_SECTION = 12
 FEW_GROUPS = 30
 
-# What the report and the model card (melanoma.model_card) both say.
+# What the report and the model card (melanoma.evaluation.card) both say.
 INTENDED_USE = (
     (
         "Research and teaching: training, measuring and comparing models of dermoscopy images with figures that can be "

@@ -19,18 +19,20 @@ import pyarrow.parquet as pq
 
 import melanoma
 from melanoma import storage, taxonomy
-from melanoma.bundle import Bundle
-from melanoma.bundle import load as load_bundle
 from melanoma.catalog import near_duplicates, schema
-from melanoma.config import EvaluateConfig
 from melanoma.errors import InputError, MelanomaError
 from melanoma.evaluation import outlier_check, stability, subgroups
 from melanoma.evaluation.comparison import compare
+from melanoma.evaluation.config import EvaluateConfig
 from melanoma.evaluation.metrics import compute_metrics, top_of_patient
 from melanoma.evaluation.predictions import floats, group_codes, is_melanoma
 from melanoma.evaluation.report import select_pictures, write_report
-from melanoma.imaging.decode import ImageError, Limits, decode, decode_image, is_recognizable
-from melanoma.predictor import Predictor
+from melanoma.imaging import load
+from melanoma.imaging.decode import decode
+from melanoma.imaging.errors import ImageError
+from melanoma.model.bundle import Bundle
+from melanoma.model.bundle import load as load_bundle
+from melanoma.model.predictor import Predictor
 
 _BATCH = 64
 _OTHERS = 2000  # files at most of each folder of pictures that are no dermoscopy
@@ -223,23 +225,23 @@ def _predictions(
 
 
 def _fetch_and_decode(uri: str, size: int) -> np.ndarray:
-    limits = Limits()
     try:
-        return decode(storage.read_bytes(uri, limits.max_bytes), size, limits).pixels
-    except (OSError, ImageError) as error:
+        return load.pixels(uri, size)
+    except ImageError as error:
         raise MelanomaError(f"The image {uri} of the catalog cannot be read: {error} Make the catalog anew.") from None
 
 
 def _pictures_of(folder: str, size: int, seed: int, say: Callable[[str], None]) -> np.ndarray:
     """uint8 RGB [n, size, size, 3]: the pictures of a folder or prefix that can be decoded, of 2,000 drawn at most."""
-    limits, pictures = Limits(), []
+    pictures = []
     try:
         files = [file.uri for file in storage.list_objects(folder) if not file.uri.endswith("/")]
         drawn = np.sort(np.random.default_rng(seed).permutation(len(files))[:_OTHERS])
         for uri in (files[place] for place in drawn):
+            data = load.fetch(uri)
             with contextlib.suppress(ImageError):
-                pictures.append(decode(storage.read_bytes(uri, limits.max_bytes), size, limits).pixels)
-    except OSError as error:
+                pictures.append(decode(data, size).pixels)
+    except (OSError, ImageError) as error:
         raise InputError(f"The pictures that are no dermoscopy cannot be read: {error}") from None
     if not pictures:
         raise InputError(f"{folder} has no picture that can be read.")
@@ -254,9 +256,9 @@ def _batches(values: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]
 
 def _picture(uri: str) -> bytes:
     """A JPEG; nothing where a person may be known from the picture."""
-    data, buffer = storage.read_bytes(uri), io.BytesIO()
-    if not is_recognizable(data):
-        decode_image(data, longest=_PICTURE_SIZE).save(buffer, "JPEG", quality=85)
+    buffer = io.BytesIO()
+    if picture := load.picture(uri, _PICTURE_SIZE):
+        picture.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from melanoma.evaluation.intervals import RESAMPLES, Bools, Floats, bootstrap, percentile_interval, proportion
 from melanoma.evaluation.predictions import class_probabilities, classes_of, group_codes, is_melanoma
-from melanoma.predictor import Predictor
+from melanoma.model.predictor import Predictor
 from melanoma.taxonomy import CODES
 
 Pixels = npt.NDArray[np.uint8]

@@ -7,11 +7,9 @@ Everything here is safe to call from several threads.
 
 import io
 import re
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
@@ -21,63 +19,18 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from melanoma.imaging import kinds
+from melanoma.imaging.errors import ImageError, damaged, too_many_pixels, unsupported
+from melanoma.imaging.header import NO_HEADER, Header
+from melanoma.imaging.limits import DEFAULT_LIMITS, Limits
+
 # Stored in a model bundle. Any change of the pixels that `decode` returns is a new version.
 PREPROCESSING = "squash-1"
 # Raised with what can be read at all: what an earlier night could not read is then tried again.
 READS = 2
 
-ErrorKind = Literal[
-    "empty", "truncated", "not_an_image", "unsupported", "too_large", "dicom", "not_found", "access"
-]  # fmt: skip
-
 # Pillow warns of odd EXIF and TIFF tags. They are no concern of ours, and `catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
-class ImageError(Exception):
-    """An image that cannot be read or fetched: `kind` for the machine, `reason`, one sentence, for people."""
-
-    def __init__(self, kind: ErrorKind, reason: str) -> None:
-        super().__init__(kind, reason)
-        self.kind: ErrorKind = kind
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a file may be at most: `max_bytes` of file, `max_pixels` of picture (width times height, of all frames).
-
-    64 million pixels take up to 0.6 GB while they are read, as WebP 1.0 GB. Pillow's own ceiling of 179 million pixels
-    stays in force for TIFF and WebP.
-    """
-
-    max_bytes: int = 64 * 2**20
-    max_pixels: int = 64_000_000
-
-
-DEFAULT_LIMITS = Limits()
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a DICOM file says of its picture, without the quotes and blanks that exports leave; None where it does not.
-
-    `acquired_at`: ISO 8601, in the time zone of the header or else in none. `body_site`: SNOMED's words or DICOM's.
-    `is_recognizable`: a person may be known from the picture. `is_annotated`: there may be text in it.
-    """
-
-    patient_id: str | None = None
-    study_uid: str | None = None
-    body_site: str | None = None
-    acquired_at: str | None = None
-    is_recognizable: bool | None = None
-    is_annotated: bool | None = None
-
-
-NO_HEADER = Header()
 
 
 @dataclass(frozen=True)
@@ -141,45 +94,6 @@ def decode_image(
     return picture
 
 
-def is_recognizable(data: bytes) -> bool:
-    """Whether a file says that a person may be known from its picture: only DICOM does. Never raises."""
-    if not is_dicom(data):
-        return False
-    from melanoma.imaging import dicom
-
-    try:
-        return bool(dicom.header(dicom.read(data)).is_recognizable)
-    except ImageError:
-        return False
-
-
-def quality(pixels: np.ndarray) -> tuple[float, float]:
-    """Sharpness and exposure of a picture, uint8 RGB [height, width, 3] of at least 3 x 3 pixels.
-
-    Sharpness is the variance of the Laplacian of luminance (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548),
-    exposure is mean luminance, 0 black to 1 white. Luminance is luma of ITU-R BT.601 in 0..1. Sharpness depends on the
-    size of the picture: compare pictures of one size.
-    """
-    luminance = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / np.float32(255)
-    laplacian = (
-        luminance[:-2, 1:-1] + luminance[2:, 1:-1] + luminance[1:-1, :-2] + luminance[1:-1, 2:]
-    ) - 4 * luminance[1:-1, 1:-1]
-    return float(laplacian.var()), float(luminance.mean())
-
-
-def is_dicom(data: bytes) -> bool:
-    """Whether a file is DICOM: with a preamble, as the standard has it, or without, as some archives keep it."""
-    if data[128:132] == b"DICM":
-        return True
-    # The first element: of group 2 with an explicit VR, or of group 8 with any.
-    group, element = struct.unpack("<HH", data[:4]) if len(data) >= 8 else (0, 0)
-    return (group == 2 and element in (0, 1, 2, 0x10) and data[4:6] in (b"UL", b"OB", b"UI")) or (
-        group == 8
-        and element in (0, 1, 5, 8, 0x12, 0x13, 0x16, 0x18)
-        and (data[4:6] in (b"UL", b"CS", b"DA", b"TM", b"UI") or data[6:8] == b"\0\0")
-    )
-
-
 # --- bytes to an upright RGB picture ---------------------------------------------------------------------------------
 
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
@@ -215,17 +129,11 @@ def _read(
     `fit` maps width and height of the original to those wanted, and must not care which of the two is which, as the
     picture is turned upright last: by then it is small. `frame`: see `_frames_of_dicom`.
     """
-    if not data:
-        raise ImageError("empty", "The file is empty: fetch or export it again.")
-    if len(data) > limits.max_bytes:
-        raise ImageError(
-            "too_large",
-            f"The file has more than {limits.max_bytes:,} bytes, the limit: make it smaller.",
-        )
-    if is_dicom(data):
+    limits.check_bytes(data)
+    if kinds.is_dicom(data):
         pictures, header = _frames_of_dicom(data, limits, fit, frame)
         return pictures, "DICOM", header
-    name = _identify(data)
+    name = kinds.identify(data)
     return [_rendered(data, name, limits, fit)], name, NO_HEADER
 
 
@@ -233,12 +141,12 @@ def _frames_of_dicom(
     data: bytes, limits: Limits, fit: Callable[[int, int], tuple[int, int]], frame: int | None
 ) -> tuple[list[_Picture], Header]:
     """`frame`, counted from 1: that one; 0: the only one; None: all."""
-    from melanoma.imaging import dicom  # heavy, and most archives hold none
+    from melanoma.imaging import dicom
 
     found = dicom.read(data)
     number = dicom.number_of_frames(found)
     if frame == 0 and number > 1:
-        raise _unsupported(f"This DICOM file holds {number:,} frames, and only `melanoma score` reads several")
+        raise unsupported(f"This DICOM file holds {number:,} frames, and only `melanoma score` reads several")
     dicom.check_size(found, limits)
     pictures = []
     for index in range(number) if frame is None else [max(0, frame - 1)]:
@@ -253,7 +161,7 @@ def _frames_of_dicom(
             pictures.append((ImageOps.invert(image) if picture.is_negative else image, size))
         # A JPEG may be larger than the header says.
         if sum(width * height for _, (width, height) in pictures) > limits.max_pixels:
-            raise _too_many_pixels(f"more than {limits.max_pixels:,} pixels in all its frames, the limit")
+            raise too_many_pixels(f"more than {limits.max_pixels:,} pixels in all its frames, the limit")
     return pictures, dicom.header(found)
 
 
@@ -271,10 +179,10 @@ def _rendered(
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_many_pixels(f"more than {limits.max_pixels:,} pixels, the limit") from error
+        raise too_many_pixels(f"more than {limits.max_pixels:,} pixels, the limit") from error
     # Pillow raises nearly anything on damaged files: OSError, SyntaxError, struct.error, MemoryError, AssertionError.
     except Exception as error:
-        raise _damaged(name) from error
+        raise damaged(name) from error
 
 
 def _render(
@@ -288,10 +196,10 @@ def _render(
     """`is_rgb`: a JPEG that does not say what its three components are holds RGB; `is_upright`: EXIF is not asked."""
     end = _end_of_jpeg(data) if name == "JPEG" else len(data)
     image = _open(data, name)
-    _check_size(image.width, image.height, limits)
+    limits.check_pixels(image.width, image.height)
     _check_kind(image, name, limits)
     if end is None:
-        raise _damaged(name)
+        raise damaged(name)
     if name == "PNG":
         # Loading checks neither the checksums of the pixel data nor that the file has an end.
         PngImageFile(io.BytesIO(data)).verify()
@@ -306,7 +214,7 @@ def _render(
     box = drafted[1] if drafted else None
     image.load()
     if name == "JPEG" and _lacks_data(image, data, end, wanted):
-        raise _damaged(name)
+        raise damaged(name)
     if name == "TIFF":
         width, height = image.size  # turned upright by load()
         wanted = fit(width, height)
@@ -335,22 +243,17 @@ def _open(data: bytes, name: str) -> ImageFile.ImageFile:
             # Pillow looks for the resolution in EXIF, and not every damage of EXIF is caught there: read without it.
             return JpegImageFile(io.BytesIO(data.replace(b"Exif\0\0", b"none\0\0")))
         if name == "TIFF" and (kind := _kind_of_tiff(data)):
-            raise _unsupported(f"A TIFF with {kind} cannot be read") from error
+            raise unsupported(f"A TIFF with {kind} cannot be read") from error
         raise
-
-
-def _check_size(width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.max_pixels:
-        raise _too_many_pixels(f"{width:,} x {height:,} pixels, more than the limit of {limits.max_pixels:,}")
 
 
 def _check_kind(image: ImageFile.ImageFile, name: str, limits: Limits) -> None:
     if isinstance(image, TiffImageFile):
         _check_tiff(image, limits)
     elif (frames := getattr(image, "n_frames", 1)) > 1:
-        raise _unsupported(f"This {name} holds {frames:,} frames, and only single pictures are read")
+        raise unsupported(f"This {name} holds {frames:,} frames, and only single pictures are read")
     if image.mode not in _MODES:
-        raise _unsupported(f"A {name} with samples of Pillow's kind {image.mode} is not a plain picture")
+        raise unsupported(f"A {name} with samples of Pillow's kind {image.mode} is not a plain picture")
 
 
 def _straight(image: Image.Image) -> Image.Image:
@@ -405,12 +308,12 @@ def _end_of_jpeg(data: bytes) -> int | None:
         if marker in _START_OF_FRAME and len(data) >= position + 8:
             precision, components = data[position + 2], data[position + 7]
             if marker not in (0xC0, 0xC1, 0xC2) or precision != 8 or components not in (1, 3, 4):
-                raise _unsupported(
+                raise unsupported(
                     f"A JPEG of coding process {marker:X} with {components} components of {precision} bits is not read"
                 )
         scans += marker == 0xDA
         if scans > _MAX_SCANS:
-            raise _unsupported(f"A JPEG with more than {_MAX_SCANS} scans is not a photograph")
+            raise unsupported(f"A JPEG with more than {_MAX_SCANS} scans is not a photograph")
         if marker == 0xD9:
             return position - 2
     return None
@@ -446,16 +349,16 @@ def _check_tiff(image: TiffImageFile, limits: Limits) -> None:
     width, length = tags.get(ExifTags.Base.TileWidth), tags.get(ExifTags.Base.TileLength)
     if width is not None or length is not None:
         if not isinstance(width, int) or not isinstance(length, int):
-            raise _damaged("TIFF")
-        _check_size(width, length, limits)
+            raise damaged("TIFF")
+        limits.check_pixels(width, length)
     compression = image.info["compression"]
     if compression not in _TIFF_COMPRESSIONS:
-        raise _unsupported(f"A TIFF with compression {compression} cannot be read")
+        raise unsupported(f"A TIFF with compression {compression} cannot be read")
     if image.mode.startswith("I;16"):
         bits, photometric = tags[ExifTags.Base.BitsPerSample][0], tags[ExifTags.Base.PhotometricInterpretation]
         # Pillow reads 12 bits, and those where 0 is white, as if they were 16 bits from black to white.
         if bits != 16 or photometric == 0:
-            raise _unsupported(f"A grey TIFF of {bits} bits with photometric interpretation {photometric} is not read")
+            raise unsupported(f"A grey TIFF of {bits} bits with photometric interpretation {photometric} is not read")
 
     pages = 0
     for page in range(_MAX_TIFF_PAGES):
@@ -465,13 +368,13 @@ def _check_tiff(image: TiffImageFile, limits: Limits) -> None:
             break
         reduced = image.tag_v2.get(ExifTags.Base.NewSubfileType, 0) & 1
         if page == 0 and reduced:
-            raise _unsupported(
+            raise unsupported(
                 "This TIFF begins with a preview, as a camera's raw file does, and is not a plain picture"
             )
         pages += not reduced
     image.seek(0)
     if pages > 1:
-        raise _unsupported(f"This TIFF holds {pages} pages, and only single pictures are read")
+        raise unsupported(f"This TIFF holds {pages} pages, and only single pictures are read")
 
 
 def _kind_of_tiff(data: bytes) -> str | None:
@@ -495,131 +398,3 @@ def _kind_of_tiff(data: bytes) -> str | None:
     return (
         f"{len(bits)} samples of {bits[0]} bits, photometric interpretation {photometric} and compression {compression}"
     )
-
-
-# --- what a file is, by its magic bytes ------------------------------------------------------------------------------
-
-_MAGIC: dict[str, tuple[bytes, ...]] = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "WEBP": (b"RIFFWEBP",),  # without the four bytes of length between
-    "BMP": (b"BM",),
-}
-_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
-
-_OTHER_IMAGES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"GIF8", "GIF"),
-    (4, b"ftyphei", "HEIC"),
-    (4, b"ftyphev", "HEIC"),
-    (4, b"ftypmif1", "HEIC"),
-    (4, b"ftypmsf1", "HEIC"),
-    (4, b"ftypavi", "AVIF"),
-    (4, b"ftypcrx ", "Camera raw"),
-    (4, b"jP  \r\n\x87\n", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (4, b"JXL \r\n\x87\n", "JPEG XL"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"II\xbc", "JPEG XR"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"gimp xcf", "GIMP"),
-    (0, b"\0\0\1\0", "ICO"),
-    (0, b"\0\0\2\0", "CUR"),
-    (0, b"IIRO", "Camera raw"),
-    (0, b"IIRS", "Camera raw"),
-    (0, b"MMOR", "Camera raw"),
-    (0, b"IIU\0", "Camera raw"),
-    (0, b"FUJIFILMCCD-RAW", "Camera raw"),
-    (0, b"qoif", "QOI"),
-    (0, b"DDS ", "DDS"),
-    (0, b"v/1\x01", "OpenEXR"),
-    (0, b"#?RADIANCE", "Radiance HDR"),
-    (0, b"SIMPLE  =", "FITS"),
-    (0, b"\x8aMNG", "MNG"),
-    (0, b"AT&TFORM", "DjVu"),
-    (0, b"%!PS", "PostScript"),
-    (0, b"\xc5\xd0\xd3\xc6", "PostScript"),
-)
-
-_NOT_IMAGES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"PK\3\4", "a zip archive or an Office document"),
-    (0, b"PK\5\6", "an empty zip archive"),
-    (0, b"\x1f\x8b", "a gzip file"),
-    (0, b"BZh", "a bzip2 file"),
-    (0, b"\xfd7zXZ", "an xz file"),
-    (0, b"(\xb5/\xfd", "a Zstandard file"),
-    (0, b"7z\xbc\xaf", "a 7-Zip archive"),
-    (0, b"Rar!", "a RAR archive"),
-    (257, b"ustar", "a tar archive"),
-    (0, b"%PDF", "a PDF document"),
-    (0, b"\xd0\xcf\x11\xe0", "an old Office document or a Windows thumbnail cache"),
-    (0, b"\x7fELF", "a Linux program"),
-    (0, b"MZ", "a Windows program"),
-    (0, b"\xcf\xfa\xed\xfe", "a macOS program"),
-    (0, b"\0\5\x16\7", "a macOS side file, whose name begins with ._"),
-    (0, b"\0\0\0\1Bud1", "a macOS folder file (.DS_Store)"),
-    (4, b"ftyp", "a video"),
-    (0, b"\x1aE\xdf\xa3", "a video"),
-    (0, b"RIFF", "a WAV or AVI file"),
-    (0, b"ID3", "an audio file"),
-    (0, b"OggS", "an audio file"),
-    (0, b"PAR1", "a Parquet file"),
-    (0, b"\x89HDF", "an HDF5 file"),
-    (0, b"SQLite format 3", "an SQLite database"),
-    (0, b"version https://git-lfs", "a Git LFS pointer whose image was not fetched"),
-)
-
-
-def _identify(data: bytes) -> str:
-    """One of `_READERS`, also for a file cut within its magic bytes. Raises `ImageError` on everything else."""
-    for name, magics in _MAGIC.items():
-        head = data[:4] + data[8:12] if name == "WEBP" else data[:8]
-        if any(len(head) >= 2 and (head.startswith(magic) or magic.startswith(head)) for magic in magics) and (
-            name != "BMP" or _is_bmp(data)
-        ):
-            return name
-    for offset, magic, other in _OTHER_IMAGES:
-        if data.startswith(magic, offset):
-            raise _unsupported(f"{other} images are not read")
-    if re.match(rb"P[1-7]\s+[\dW#]", data):
-        raise _unsupported("Netpbm images are not read")
-    if b"<svg" in data[:1024].lower():
-        raise _unsupported("SVG images are not read")
-    raise ImageError("not_an_image", f"This is not an image but {_looks_like(data)}: leave it out or replace it.")
-
-
-def _is_bmp(data: bytes) -> bool:
-    """Whether a file that begins with "BM" goes on like a BMP: text may begin so too."""
-    return not any(data[6:10]) and (len(data) < 18 or struct.unpack_from("<I", data, 14)[0] in _BMP_HEADERS)
-
-
-def _looks_like(data: bytes) -> str:
-    for offset, magic, name in _NOT_IMAGES:
-        if data.startswith(magic, offset):
-            return name
-    if data.count(0) == len(data):
-        return "nothing but zero bytes, as a failed copy leaves"
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "a text file"
-    head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if re.search(rb"[\x00-\x08\x0e-\x1f]", head):
-        return "binary data of an unknown kind"
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page"
-    if head.startswith(b"<"):
-        return "an XML document"
-    if head.startswith((b"{", b"[")):
-        return "a JSON document"
-    return "a text file"
-
-
-def _unsupported(what: str) -> ImageError:
-    return ImageError("unsupported", f"{what}: save the picture as an 8-bit JPEG or PNG.")
-
-
-def _too_many_pixels(what: str) -> ImageError:
-    return ImageError("too_large", f"The picture has {what}: make it smaller.")
-
-
-def _damaged(name: str) -> ImageError:
-    return ImageError("truncated", f"The {name} is cut short or damaged: fetch or export it again.")

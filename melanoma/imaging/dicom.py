@@ -22,7 +22,9 @@ from pydicom.filereader import _read_file_meta_info, read_partial, read_preamble
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
 from pydicom.tag import BaseTag, Tag
 
-from melanoma.imaging.decode import Header, ImageError, Limits
+from melanoma.imaging.errors import ImageError
+from melanoma.imaging.header import Header
+from melanoma.imaging.limits import Limits
 
 # What pydicom would say of a dirty header is no concern of ours, and `catch_warnings` is not safe in threads.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -135,6 +137,14 @@ def _stop(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 def _refuse(what: str) -> NoReturn:
     raise ImageError("dicom", f"The DICOM file {what}.")
+
+
+def is_recognizable(data: bytes) -> bool:
+    """Whether a DICOM file says that a person may be known from its picture. Never raises."""
+    try:
+        return bool(header(read(data)).is_recognizable)
+    except ImageError:
+        return False
 
 
 def header(found: pydicom.Dataset) -> Header:

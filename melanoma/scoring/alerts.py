@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from melanoma import triage
 from melanoma.imaging.hashing import NEAR_DUPLICATE_DISTANCE
+from melanoma.scoring import tables
 
 EARLIER = pa.schema(
     [
@@ -18,7 +18,7 @@ EARLIER = pa.schema(
 
 
 def ranked(raised: pa.Table, earlier: pa.Table) -> pa.Table:
-    """Alerts, `triage.ALERTS`, of raised scores, `triage.SCORES`: the most probable melanoma first, equal ones in order
+    """Alerts, `tables.ALERTS`, of raised scores, `tables.SCORES`: the most probable melanoma first, equal ones in order
     of URI, so that a night has one ranking.
 
     Of images with the same bytes or of one photograph (near-duplicates, `melanoma.imaging.hashing`) the most probable
@@ -49,7 +49,7 @@ def ranked(raised: pa.Table, earlier: pa.Table) -> pa.Table:
         alike = (each for key in _keys(alert, near) for each in before_by_key[key])
         dates = [each["run_date"] for each in alike if _may_be_of_one_patient(each, alert)]
         alert["first_raised"] = min(dates, default=None)
-    return pa.Table.from_pylist(shown, schema=triage.ALERTS)
+    return pa.Table.from_pylist(shown, schema=tables.ALERTS)
 
 
 def _own_keys(row: Mapping[str, Any]) -> set[str]:
@@ -67,7 +67,7 @@ def _may_be_of_one_patient(one: Mapping[str, Any], other: Mapping[str, Any]) -> 
 
 def _near(hashes: Sequence[str | None]) -> dict[str, set[str]]:
     """Of each hash those that differ from it, but so little that they show the same photograph."""
-    from melanoma.catalog.near_duplicates import hash_pairs  # a second, which no run should wait for at its start
+    from melanoma.catalog.near_duplicates import hash_pairs
 
     unique = sorted({value for value in hashes if value})
     found: dict[str, set[str]] = defaultdict(set)

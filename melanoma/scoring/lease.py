@@ -17,6 +17,7 @@ from melanoma.errors import InputError, MelanomaError
 
 BEAT = 3.0  # seconds between two renewals
 DEAD_AFTER = 5 * BEAT  # seconds without one
+_IMPATIENT = storage.Store()
 _SETTLE = 1.0  # seconds in which a write of another driver that began at the same moment becomes visible
 _AT_WORK = "Another driver is at work on the same archive with the same model: this one has nothing to do."
 
@@ -28,7 +29,6 @@ def hold(uri: str, say: Callable[[str], None], patience: float) -> Iterator[Call
     `patience`: seconds for which a store that does not answer is asked again. Raises InputError where another driver is
     at work, after up to `DEAD_AFTER` seconds of looking at its lease, and OSError.
     """
-    retrying = storage.retrying(patience)
     _wait_for_the_dead(uri, say)
     owner = uuid.uuid4().hex
     storage.write_json(uri, {"owner": owner, "beat": 0})
@@ -49,7 +49,7 @@ def hold(uri: str, say: Callable[[str], None], patience: float) -> Iterator[Call
 
     def check() -> None:
         # Gone is lost, too: another driver took it and has ended since.
-        if retrying(_owner, uri) != owner:
+        if _owner(uri, storage.Store(patience)) != owner:
             raise MelanomaError("Another driver has taken over: this one ends.")
 
     renewer = threading.Thread(target=renew, daemon=True)
@@ -80,13 +80,13 @@ def _wait_for_the_dead(uri: str, say: Callable[[str], None]) -> None:
     say("It is not: going on in its place.")
 
 
-def _read(uri: str) -> bytes | None:
+def _read(uri: str, store: storage.Store = _IMPATIENT) -> bytes | None:
     try:
-        return storage.read_bytes(uri)
+        return store.read_bytes(uri)
     except FileNotFoundError:
         return None
 
 
-def _owner(uri: str) -> str | None:
-    data = _read(uri)
+def _owner(uri: str, store: storage.Store = _IMPATIENT) -> str | None:
+    data = _read(uri, store)
     return None if data is None else str(json.loads(data)["owner"])

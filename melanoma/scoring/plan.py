@@ -19,17 +19,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tenacity
 
 from melanoma import storage
 from melanoma.errors import MelanomaError
-from melanoma.scoring import members
-from melanoma.storage import ObjectInfo
+from melanoma.scoring import tar_and_zip
+from melanoma.storage import ObjectInfo, Store
 
-# Rejects of these kinds say nothing of the image: a later run tries again.
-TRANSIENT = ("not_found", "access")
-# And of these, a version of this program that reads more kinds of files.
-UNREAD = ("unsupported", "dicom", "not_an_image")
 _THREADS = 16
 _MEMORY = "512MB"
 _DATABASE_THREADS = 4  # each takes its part of the memory: with 32 of them it does not suffice
@@ -41,7 +36,7 @@ _LISTED = pa.schema(
         ("image_uri", pa.string()),
         ("size", pa.int64()),
         ("etag", pa.string()),
-        ("archive", pa.string()),  # null for an object; the others are as in `melanoma.scoring.members.Member`
+        ("archive", pa.string()),  # null for an object; the others are as in `melanoma.scoring.tar_and_zip.Member`
         ("offset", pa.int64()),
         ("length", pa.int64()),
         ("is_zip", pa.bool_()),
@@ -143,7 +138,7 @@ def freeze(
             with _open(Path(folder), done) as database:
                 new = [ObjectInfo(*row) for row in database.execute(_NEW_ARCHIVES).fetchall()]
                 with pq.ParquetWriter(Path(folder) / "members.parquet", _LISTED) as writer:
-                    for table in _members(new, storage.retrying(patience)):
+                    for table in _members(new, Store(patience)):
                         writer.write_table(table)
                 database.read_parquet(str(Path(folder) / "members.parquet")).create_view("members")
                 database.execute(_PLANNED)
@@ -178,16 +173,16 @@ def _stage(listed: Iterable[ObjectInfo], folder: Path) -> None:
                 rows = [
                     {"image_uri": info.uri, "size": info.size, "etag": info.etag}
                     for info in some
-                    if members.is_archive(info.uri) is is_archive
+                    if tar_and_zip.is_archive(info.uri) is is_archive
                 ]
                 writer.write_table(pa.Table.from_pylist(rows, schema=_LISTED))
 
 
-def _members(infos: Sequence[ObjectInfo], retrying: tenacity.Retrying) -> Iterator[pa.Table]:
+def _members(infos: Sequence[ObjectInfo], store: Store) -> Iterator[pa.Table]:
     """The members of archives, some archives at a time."""
 
     def rows(info: ObjectInfo) -> pa.Table:
-        found = members.members(info, retrying)
+        found = tar_and_zip.members(info, store)
         tables = [_LISTED.empty_table()]
         try:
             while some := list(itertools.islice(found, _STAGED_TOGETHER)):

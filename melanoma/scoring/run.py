@@ -35,23 +35,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-import tenacity
 from ray.util.annotations import RayDeprecationWarning
 
 import melanoma
-from melanoma import cluster, privacy, storage, triage
-from melanoma.bundle import Bundle
-from melanoma.bundle import load as load_bundle
-from melanoma.config import ScoreConfig
+from melanoma import privacy, ray_session, storage
 from melanoma.errors import InputError, MelanomaError
-from melanoma.imaging.decode import PREPROCESSING, READS, Limits
+from melanoma.imaging.decode import PREPROCESSING, READS
+from melanoma.imaging.errors import TRANSIENT, UNREAD
+from melanoma.imaging.limits import Limits
+from melanoma.model.bundle import Bundle
+from melanoma.model.bundle import load as load_bundle
 from melanoma.scoring import alerts as alerting
-from melanoma.scoring import archive as archives
-from melanoma.scoring import drift, lease, night
+from melanoma.scoring import drift, lease, run_page, tables
+from melanoma.scoring import listing as archives
 from melanoma.scoring import plan as plans
+from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.plan import Plan
+from melanoma.scoring.progress import Watch, exported, logged
 from melanoma.scoring.shard import NetworkOnGpu, ShardScorer, fetch
-from melanoma.scoring.watch import Watch, exported, logged
 
 _READ_TOGETHER = 16  # objects
 _SHARDS_A_WORKER = 16
@@ -73,7 +74,7 @@ def score(
     on_progress: Callable[[Watch], None] = lambda watch: None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Score an archive and publish the run, on the cluster that `cluster.connect` finds or starts.
+    """Score an archive and publish the run, on the cluster that `ray_session.connect` finds or starts.
 
     Raises InputError before anything is written where the bundle, the archive or the output cannot be used, and
     MelanomaError where the run failed under way; the same call then resumes it.
@@ -223,8 +224,8 @@ def _shard_size(config: ScoreConfig, images: int) -> int:
     no worker waits long for the last."""
     if config.shard_size:
         return config.shard_size
-    cluster.connect()
-    share = (config.workers or cluster.cores()) * _SHARDS_A_WORKER * config.batch_size
+    ray_session.connect()
+    share = (config.workers or ray_session.cores()) * _SHARDS_A_WORKER * config.batch_size
     return min(_LARGEST_SHARD, -(-images // share) * config.batch_size)
 
 
@@ -243,7 +244,7 @@ def _listed(config: ScoreConfig, out: str) -> Iterator[storage.ObjectInfo]:
     results of this program, and UnavailableError."""
     number, places = 0, _places(config)
     try:
-        for info in archives.objects(places, storage.retrying(config.patience)):
+        for info in archives.objects(places, storage.Store(config.patience)):
             if info.uri.startswith(f"{out}/"):
                 raise _in_the_archive(out, " ".join(places))
             number += 1
@@ -314,7 +315,7 @@ def _done_before(out: str, bundle: Bundle, records: list[dict[str, Any]]) -> lis
             continue
         if plan := plans.read(out, record["run_id"]):
             kinds = record["counts"]["rejects_by_kind"]
-            again = (*plans.TRANSIENT, *(plans.UNREAD if plan.about.get("reads", 1) < READS else ()))
+            again = (*TRANSIENT, *(UNREAD if plan.about.get("reads", 1) < READS else ()))
             rejects = plan.shards if any(kinds.get(kind) for kind in again) else []
             uris = [plan.result_uri("rejects", shard) for shard in rejects]
             done.append(plans.Done(plan.run_id, [plan.uri(shard) for shard in plan.shards], again, uris))
@@ -338,15 +339,15 @@ def _score_shards(
     if before:
         say(f"{before} of {plan.images} images were done before the interruption.")
     if pending:
-        cluster.connect()
-    workers = min(config.workers or cluster.cores(), len(pending)) if pending else 0
+        ray_session.connect()
+    workers = min(config.workers or ray_session.cores(), len(pending)) if pending else 0
     watch = Watch(plan.images, before, len(pending), workers)
     if not pending:
         return watch.state()
     on_gpu = ray.remote(num_cpus=0, num_gpus=1, max_restarts=3, max_task_retries=3)(NetworkOnGpu)
-    number = cluster.gpus() if config.gpus is None else config.gpus
-    if number > cluster.gpus():
-        raise InputError(f"gpus is {number}: the cluster has {cluster.gpus()}.")
+    number = ray_session.gpus() if config.gpus is None else config.gpus
+    if number > ray_session.gpus():
+        raise InputError(f"gpus is {number}: the cluster has {ray_session.gpus()}.")
     gpus = [on_gpu.remote(bundle, config.batch_size) for _ in range(number)]
     with warnings.catch_warnings():
         # Deprecated as of 2.60, which has no other way to bound the restarts: they are endless by default, and a file
@@ -382,22 +383,22 @@ def _publish(
     check_lease: Callable[[], None],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    raised, kinds = [triage.SCORES.empty_table()], Counter[str]()
-    measured, examples = [_measured(triage.SCORES.empty_table())], dict[str, list[dict[str, Any]]]()
+    raised, kinds = [tables.SCORES.empty_table()], Counter[str]()
+    measured, examples = [_measured(tables.SCORES.empty_table())], dict[str, list[dict[str, Any]]]()
     wrong, unreadable, unread, reason = [], [], 0, ""
-    retrying = storage.retrying(config.patience)
-    for shard, (planned, scores, rejects) in _results(plan, retrying):
+    store = storage.Store(config.patience)
+    for shard, (planned, scores, rejects) in _results(plan, store):
         uris = scores["image_uri"].to_pylist() + rejects["image_uri"].to_pylist()
         if Counter(uris) != Counter(planned["image_uri"].to_pylist()):
             wrong.append(shard)
         kinds.update(rejects["error_kind"].to_pylist())
         for kind in set(rejects["error_kind"].to_pylist()) if len(rejects) else ():
             held = examples.setdefault(kind, [])
-            more = rejects.filter(pc.equal(rejects["error_kind"], kind)).slice(0, night.EXAMPLES_SHOWN - len(held))
+            more = rejects.filter(pc.equal(rejects["error_kind"], kind)).slice(0, run_page.EXAMPLES_SHOWN - len(held))
             held += more.to_pylist()
         # What was not readable in an earlier night, too, says nothing of this one.
         new = planned.filter(pc.invert(planned["tried"]))["image_uri"]
-        transient = pc.is_in(rejects["error_kind"], pa.array(plans.TRANSIENT))
+        transient = pc.is_in(rejects["error_kind"], pa.array(TRANSIENT))
         lost = rejects.filter(pc.and_(transient, pc.is_in(rejects["image_uri"], new)))
         if len(lost):
             unreadable.append(shard)
@@ -424,7 +425,7 @@ def _publish(
     alerts = alerting.ranked(pa.concat_tables(raised), _alerts_before(plan.out, earlier))
     alerts, shown, failed = _explained(config, plan, bundle, alerts, say)
     check_lease()
-    retrying(storage.write_table, storage.join(plan.folder("alerts"), "alerts.parquet"), alerts)
+    store.write_table(storage.join(plan.folder("alerts"), "alerts.parquet"), alerts)
     levels = Counter(alerts["alert_level"].to_pylist())
     record = {
         **plan.about,
@@ -441,7 +442,7 @@ def _publish(
             "review": levels["review"],
         },
         "thresholds": bundle.manifest["thresholds"],
-        "distribution": night.distribution(
+        "distribution": run_page.distribution(
             {name: np.concatenate([part[name] for part in measured]) for name in measured[0]}
         ),
         "seconds": round(time.monotonic() - began, 3),
@@ -454,28 +455,28 @@ def _publish(
     }
     alike = [each for each in earlier if each["key"] == plan.about["key"]][-_NIGHTS_COMPARED:]
     try:
-        html = night.render(record, alike, alerts.to_pylist(), shown, dict(sorted(examples.items())), failed)
+        html = run_page.render(record, alike, alerts.to_pylist(), shown, dict(sorted(examples.items())), failed)
     except Exception as error:  # as above
         say(f"The page of the night could not be made: {_reason(error)}.")
     else:
         uri = storage.join(plan.out, "runs", f"run_id={plan.run_id}", "run.html")
-        retrying(storage.write_bytes, uri, html.encode())
+        store.write_bytes(uri, html.encode())
     if plans.read(plan.out, plan.run_id) != plan:
         raise MelanomaError(f"The run {plan.run_id} has been planned anew by another driver: this one ends.")
     check_lease()
-    retrying(storage.write_json, _record_uri(plan.out, plan.run_id), record)
+    store.write_json(_record_uri(plan.out, plan.run_id), record)
     return record
 
 
-def _results(plan: Plan, retrying: tenacity.Retrying) -> Iterator[tuple[int, tuple[pa.Table, pa.Table, pa.Table]]]:
+def _results(plan: Plan, store: storage.Store) -> Iterator[tuple[int, tuple[pa.Table, pa.Table, pa.Table]]]:
     """Of each shard what was planned, the scores and the rejects; some shards are read at a time."""
 
     def read(shard: int) -> tuple[pa.Table, pa.Table, pa.Table]:
         return (
-            retrying(storage.read_table, plan.uri(shard), ["image_uri", "tried"]),
+            store.read_table(plan.uri(shard), ["image_uri", "tried"]),
             # A run may have been begun by an earlier version of this program.
-            storage.completed(retrying(storage.read_table, plan.result_uri("scores", shard)), triage.SCORES),
-            retrying(storage.read_table, plan.result_uri("rejects", shard), ["image_uri", "error_kind", "error"]),
+            storage.completed(store.read_table(plan.result_uri("scores", shard)), tables.SCORES),
+            store.read_table(plan.result_uri("rejects", shard), ["image_uri", "error_kind", "error"]),
         )
 
     with ThreadPoolExecutor(_READ_TOGETHER) as pool:
@@ -505,30 +506,30 @@ def _alerts_before(out: str, records: list[dict[str, Any]]) -> pa.Table:
 
 def _explained(
     config: ScoreConfig, plan: Plan, bundle: Bundle, alerts: pa.Table, say: Callable[[str], None]
-) -> tuple[pa.Table, list[night.Shown], str | None]:
+) -> tuple[pa.Table, list[run_page.Shown], str | None]:
     """The alerts with their explanations, what the page shows of them, and why it shows nothing, if so: no picture is
     worth an alert."""
     rows = alerts.slice(0, config.explained).to_pylist()
     if not rows:
         return alerts, [], None
-    limits, retrying = Limits(config.max_bytes, config.max_pixels), storage.retrying(config.patience)
+    limits, store = Limits(config.max_bytes, config.max_pixels), storage.Store(config.patience)
     try:
-        planned = _planned_rows(plan, {row["image_uri"] for row in rows}, retrying)
-        shown = night.pictures(rows, lambda uri: fetch(planned[uri], limits, retrying), bundle, limits)
+        planned = _planned_rows(plan, {row["image_uri"] for row in rows}, store)
+        shown = run_page.pictures(rows, lambda uri: fetch(planned[uri], limits, store), bundle, limits)
         folder = plans.folder(plan.out, "explanations", plan.run_date, plan.run_id)
-        return retrying(night.write_explanations, folder, alerts, shown), shown, None
+        return run_page.write_explanations(folder, alerts, shown, store), shown, None
     except Exception as error:
         failed = f"The alerts could not be explained: {_reason(error)}."
         say(failed)
-        return alerts, [night.Shown() for _ in rows], failed
+        return alerts, [run_page.Shown() for _ in rows], failed
 
 
-def _planned_rows(plan: Plan, uris: set[str], retrying: tenacity.Retrying) -> dict[str, dict[str, Any]]:
+def _planned_rows(plan: Plan, uris: set[str], store: storage.Store) -> dict[str, dict[str, Any]]:
     """What the plan says of some images, by URI."""
     wanted = pa.array(sorted(uris))
 
     def of_shard(shard: int) -> list[dict[str, Any]]:
-        table = storage.completed(retrying(storage.read_table, plan.uri(shard)), plans.SHARD)
+        table = storage.completed(store.read_table(plan.uri(shard)), plans.SHARD)
         return list(table.filter(pc.is_in(table["image_uri"], wanted)).to_pylist())
 
     with ThreadPoolExecutor(_READ_TOGETHER) as pool:
@@ -562,9 +563,9 @@ def runs_of(out: str, date: str | None = None) -> list[dict[str, Any]]:
 
 
 def alerts_of(out: str, record: Mapping[str, Any]) -> pa.Table:
-    """The alerts of a run, `triage.ALERTS`, by its commit record. Raises InputError and OSError."""
+    """The alerts of a run, `tables.ALERTS`, by its commit record. Raises InputError and OSError."""
     uri = storage.join(plans.folder(out, "alerts", record["run_date"], record["run_id"]), "alerts.parquet")
-    return storage.completed(storage.read_table(uri), triage.ALERTS)
+    return storage.completed(storage.read_table(uri), tables.ALERTS)
 
 
 def _today() -> str:

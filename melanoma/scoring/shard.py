@@ -1,7 +1,6 @@
 """Fetch, decode, predict, triage, write: one shard, in a worker."""
 
 import datetime
-import hashlib
 import resource
 import time
 from collections import deque
@@ -13,19 +12,22 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import ray
-import tenacity
 from PIL import Image
 
-from melanoma import storage, triage
-from melanoma.bundle import Bundle
-from melanoma.config import ScoreConfig
+from melanoma import storage
 from melanoma.errors import MelanomaError
-from melanoma.imaging.decode import NO_HEADER, ErrorKind, Header, ImageError, Limits, decode_frames
+from melanoma.imaging import load
+from melanoma.imaging.errors import ErrorKind, ImageError, UnreachableError, of_storage
 from melanoma.imaging.hashing import perceptual_hash
-from melanoma.predictor import Predictor, columns
+from melanoma.imaging.header import NO_HEADER, Header
+from melanoma.imaging.limits import Limits
+from melanoma.model.bundle import Bundle
+from melanoma.model.predictor import Predictor, columns
 from melanoma.privacy import Privacy
-from melanoma.scoring import members
+from melanoma.scoring import tables, tar_and_zip
+from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.plan import SHARD, Plan
+from melanoma.storage import Store
 from melanoma.taxonomy import image_id_of
 
 STAGES = ("seconds_waiting_for_bytes", "seconds_decoding", "seconds_predicting", "seconds_writing")
@@ -52,10 +54,10 @@ class _Asked:
 _ASKED_AHEAD = 2  # batches that a GPU may have in hand of each worker
 _TOGETHER = 8 * 2**20  # bytes of an archive that one request fetches at most, if they are of several members
 
-Fetched = bytes | ImageError | storage.UnavailableError
+Fetched = bytes | ImageError
 
 
-def fetch(planned: Mapping[str, Any], limits: Limits, retrying: tenacity.Retrying) -> Fetched:
+def fetch(planned: Mapping[str, Any], limits: Limits, store: Store) -> Fetched:
     """The bytes of one image of a plan, or the reason why they cannot be had. Never raises."""
     if planned["refused"]:
         return ImageError(planned["error_kind"], planned["refused"])
@@ -65,38 +67,30 @@ def fetch(planned: Mapping[str, Any], limits: Limits, retrying: tenacity.Retryin
     try:
         if planned["archive"]:
             names = ("archive", "etag", "size", "offset", "length", "is_zip", "checksum")
-            return retrying(members.fetch, *(planned[name] for name in names))
-        return retrying(storage.read_bytes, planned["image_uri"], limits.max_bytes)
-    except (ImageError, OSError) as error:
-        return _why(error)
-
-
-def _why(error: ImageError | OSError) -> ImageError | storage.UnavailableError:
-    if isinstance(error, (ImageError, storage.UnavailableError)):
+            return tar_and_zip.fetch(store, *(planned[name] for name in names))
+        return load.fetch(planned["image_uri"], limits, store)
+    except OSError as error:
+        return of_storage(error)
+    except ImageError as error:
         return error
-    if isinstance(error, storage.ChangedError):
-        return ImageError("not_found", "The archive has changed since it was listed: the next night looks again.")
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return ImageError("not_found", "The object was listed but is not there any more.")
-    return ImageError("access", str(error))
 
 
-def fetch_together(planned: Sequence[Mapping[str, Any]], limits: Limits, retrying: tenacity.Retrying) -> list[Fetched]:
+def fetch_together(planned: Sequence[Mapping[str, Any]], limits: Limits, store: Store) -> list[Fetched]:
     """As `fetch`, of each of the images, which are neighbours in one archive if they are several: one request."""
     if len(planned) == 1:
-        return [fetch(planned[0], limits, retrying)]
+        return [fetch(planned[0], limits, store)]
     archive, etag, begin = (planned[0][name] for name in ("archive", "etag", "offset"))
-    length = planned[-1]["offset"] + planned[-1]["length"] - begin + members.HEADERS
+    length = planned[-1]["offset"] + planned[-1]["length"] - begin + tar_and_zip.HEADERS
     try:
-        data = retrying(storage.read_range, archive, begin, length, etag)
+        data = store.read_range(archive, begin, length, etag)
     except OSError as error:
-        return [_why(error)] * len(planned)
+        return [of_storage(error)] * len(planned)
     found: list[Fetched] = []
     for row in planned:
-        own = data[row["offset"] - begin :][: row["length"] + members.HEADERS]
+        own = data[row["offset"] - begin :][: row["length"] + tar_and_zip.HEADERS]
         try:
-            content = members.content(own, row["size"], row["length"], row["is_zip"], row["checksum"])
-            found.append(fetch(row, limits, retrying) if content is None else content)
+            content = tar_and_zip.content(own, row["size"], row["length"], row["is_zip"], row["checksum"])
+            found.append(fetch(row, limits, store) if content is None else content)
         except ImageError as error:
             found.append(error)
     return found
@@ -120,11 +114,11 @@ def _are_neighbours(first: dict[str, Any], last: dict[str, Any], row: dict[str, 
     gap = row["offset"] - last["offset"] - last["length"]
     reach = row["offset"] + row["length"] - first["offset"]
     is_small = max(last["size"], row["size"]) <= limits.max_bytes
-    return is_small and 0 <= gap <= members.HEADERS and reach <= _TOGETHER
+    return is_small and 0 <= gap <= tar_and_zip.HEADERS and reach <= _TOGETHER
 
 
 def fetch_ahead(
-    shard: pa.Table, pool: ThreadPoolExecutor, config: ScoreConfig, limits: Limits, retrying: tenacity.Retrying
+    shard: pa.Table, pool: ThreadPoolExecutor, config: ScoreConfig, limits: Limits, store: Store
 ) -> Iterator[tuple[str, Fetched]]:
     """The shard's images in their order, each with what `fetch` gives; the next are fetched meanwhile.
 
@@ -141,7 +135,7 @@ def fetch_ahead(
             if ahead and held + cost > config.bytes_ahead:
                 break
             uris = [row["image_uri"] for row in upcoming]
-            ahead.append((uris, cost, pool.submit(fetch_together, upcoming, limits, retrying)))
+            ahead.append((uris, cost, pool.submit(fetch_together, upcoming, limits, store)))
             held, upcoming = held + cost, next(requests, None)
         uris, cost, future = ahead.popleft()
         yield from zip(uris, future.result(), strict=True)
@@ -150,19 +144,12 @@ def fetch_ahead(
 
 def decode_one(uri: str, data: Fetched, size: int, limits: Limits) -> list[_Image]:
     """The pixels of one image, of each frame if it has several, or the reason why there are none. Never raises."""
-    if isinstance(data, storage.UnavailableError):
-        return [_Image(uri, None, None, error_kind="access", error=str(data))]
-    if isinstance(data, ImageError):
-        return [_Image(uri, None, None, error_kind=data.kind, error=data.reason)]
-    # What grew over the limit since it was listed was read only up to it.
-    digest = hashlib.sha256(data).hexdigest() if len(data) <= limits.max_bytes else None
-    try:
-        frames = decode_frames(data, size, limits)
-    except ImageError as error:
-        return [_Image(uri, digest, None, error_kind=error.kind, error=error.reason)]
+    loaded = load.load(data, size, limits, several_frames=True)
+    if loaded.error:
+        return [_Image(uri, loaded.sha256, None, error_kind=loaded.error.kind, error=loaded.error.reason)]
     return [
-        _Image(uri, digest, decoded.pixels, decoded.header, number if len(frames) > 1 else None)
-        for number, decoded in enumerate(frames, start=1)
+        _Image(uri, loaded.sha256, decoded.pixels, decoded.header, number if len(loaded.frames) > 1 else None)
+        for number, decoded in enumerate(loaded.frames, start=1)
     ]
 
 
@@ -198,24 +185,24 @@ class ShardScorer:
         self._predictor = None if gpus else Predictor(bundle, config.batch_size, threads=1)
         self._limits = Limits(config.max_bytes, config.max_pixels)
         self._pool = ThreadPoolExecutor(max_workers=config.requests)
-        self._retrying = storage.retrying(config.patience)
+        self._store = Store(config.patience)
         self._in_vain = 0  # images one after the other that could not be fetched, whatever their shard
 
     def __call__(self, task: pa.Table) -> pa.Table:
         number = int(task["shard"][0].as_py())
-        shard = storage.completed(self._retrying(storage.read_table, self._plan.uri(number)), SHARD)
+        shard = storage.completed(self._store.read_table(self._plan.uri(number)), SHARD)
         clock = _Clock()
         waiting: list[_Image] = []
         asked: deque[_Asked] = deque()
         rejects: list[_Image] = []
-        scores = [triage.SCORES.empty_table()]
+        scores = [tables.SCORES.empty_table()]
         read = 0
-        for uri, data in fetch_ahead(shard, self._pool, self._config, self._limits, self._retrying):
+        for uri, data in fetch_ahead(shard, self._pool, self._config, self._limits, self._store):
             clock.lap("seconds_waiting_for_bytes")
             read += len(data) if isinstance(data, bytes) else 0
             images = decode_one(uri, data, self._bundle.input_size, self._limits)
             (rejects if images[0].pixels is None else waiting).extend(images)
-            self._in_vain = self._in_vain + 1 if isinstance(data, storage.UnavailableError) else 0
+            self._in_vain = self._in_vain + 1 if isinstance(data, UnreachableError) else 0
             if self._in_vain >= self._config.requests:
                 # Not this or that image: the store is gone, and each image would wait as long as this one.
                 raise MelanomaError(
@@ -235,8 +222,8 @@ class ShardScorer:
         scored, rejected = most_suspicious_frames(pa.concat_tables(scores)), self._rejects(rejects)
         clock.lap("seconds_predicting")
         # The scores come last: that they exist says that the shard is done.
-        self._retrying(storage.write_table, self._plan.result_uri("rejects", number), rejected)
-        self._retrying(storage.write_table, self._plan.result_uri("scores", number), scored)
+        self._store.write_table(self._plan.result_uri("rejects", number), rejected)
+        self._store.write_table(self._plan.result_uri("scores", number), scored)
         clock.lap("seconds_writing")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         done = {"shard": number, "scored": len(scored), "rejected": len(rejected), "bytes": read}
@@ -265,12 +252,12 @@ class ShardScorer:
                 "image_uri": [image.uri for image in images],
                 "image_id": [image_id_of(image.uri) for image in images],
                 "frame": [image.frame for image in images],
-                **{field.name: [each[field.name] for each in patients] for field in triage.PATIENT_FIELDS},
+                **{field.name: [each[field.name] for each in patients] for field in tables.PATIENT_FIELDS},
                 "content_sha256": [image.sha256 for image in images],
                 **predicted,
                 "perceptual_hash": hashes,
             },
-            schema=triage.SCORES,
+            schema=tables.SCORES,
         )
 
     def _rejects(self, images: list[_Image]) -> pa.Table:
@@ -282,7 +269,7 @@ class ShardScorer:
                 "error": [image.error for image in images],
                 "content_sha256": [image.sha256 for image in images],
             },
-            schema=triage.REJECTS,
+            schema=tables.REJECTS,
         )
 
     def _run(self, rows: int) -> dict[str, list[Any]]:

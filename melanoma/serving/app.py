@@ -22,12 +22,12 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
-from melanoma import cluster
-from melanoma.bundle import Bundle
-from melanoma.bundle import load as load_bundle
+from melanoma import ray_session
 from melanoma.errors import InputError, MelanomaError
-from melanoma.imaging.decode import Limits
-from melanoma.predictor import Predictor, predict_bytes
+from melanoma.imaging.limits import Limits
+from melanoma.model.bundle import Bundle
+from melanoma.model.bundle import load as load_bundle
+from melanoma.model.predictor import Predictor, predict_bytes
 
 KEY_VARIABLE = "MELANOMA_API_KEY"
 _SHORTEST_KEY = 16
@@ -125,7 +125,7 @@ def serve_forever(bundle_uri: str | None, host: str, port: int, say: Callable[[s
     bundle = load_bundle(bundle_uri)
     if not os.environ.get("RAY_ADDRESS"):
         _refuse_taken_port(host, port)
-    cluster.connect()
+    ray_session.connect()
     start(bundle, key, host, port)
     say(f"Model {bundle.version} answers at http://{host}:{port}/v1/predict. Stop with Ctrl-C.")
     stopped = threading.Event()

@@ -11,8 +11,8 @@ import numpy as np
 from Augmentor.Operations import Operation
 from PIL import Image, ImageDraw, ImageFilter
 
-from melanoma.config import Augmentation
 from melanoma.errors import InputError
+from melanoma.training.config import Augmentation
 
 # Like Augmentor's own, they draw from the global generator of `random`, which `augment` seeds for each image.
 

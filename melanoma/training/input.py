@@ -12,12 +12,12 @@ import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from melanoma import storage
-from melanoma.config import Augmentation, TrainConfig
 from melanoma.errors import MelanomaError
-from melanoma.imaging.decode import ImageError, Limits, decode
+from melanoma.imaging import load
+from melanoma.imaging.errors import ImageError
 from melanoma.training import plan
 from melanoma.training.augment import augment, operations
+from melanoma.training.config import Augmentation, TrainConfig
 
 if TYPE_CHECKING:
     from melanoma.training.loop import Split
@@ -51,11 +51,10 @@ def cache_images(uris: list[str], size: int) -> np.ndarray:
 def _fetch_and_decode(batch: dict[str, np.ndarray], size: int) -> dict[str, Any]:
     pixels = np.zeros((len(batch["uri"]), size, size, 3), dtype=np.uint8)
     errors = [""] * len(pixels)
-    limits = Limits()
     for place, uri in enumerate(batch["uri"].tolist()):
         try:
-            pixels[place] = decode(storage.read_bytes(uri, limits.max_bytes), size, limits).pixels
-        except (OSError, ImageError) as error:
+            pixels[place] = load.pixels(uri, size)
+        except ImageError as error:
             errors[place] = f"The training image {uri} cannot be read: {error}"
     return {"row": batch["row"], "pixels": pixels, "error": np.array(errors, dtype=object)}
 

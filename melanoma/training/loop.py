@@ -23,8 +23,8 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from melanoma import taxonomy
-from melanoma.config import TrainConfig
 from melanoma.training import networks, plan
+from melanoma.training.config import TrainConfig
 from melanoma.training.input import training_batches
 
 Step = Callable[[tuple[Any, Any, Any, Any]], Any]
@@ -154,7 +154,7 @@ def _neighbours(values: Any) -> Any:
 
 
 def run(settings: dict[str, Any]) -> None:
-    """What `TensorflowTrainer` runs on each worker. `settings`: see melanoma.training.trainer."""
+    """What `TensorflowTrainer` runs on each worker. `settings`: see melanoma.training.train."""
     config = TrainConfig.model_validate(settings["config"])
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()

@@ -16,8 +16,8 @@ import keras
 import tensorflow as tf
 
 from melanoma import storage, taxonomy
-from melanoma.config import Network
 from melanoma.errors import InputError
+from melanoma.training.config import Network
 
 BACKBONE = "backbone"  # the layer that holds the pretrained part, where a network has one
 

@@ -10,7 +10,7 @@ from typing import TypedDict
 import numpy as np
 
 from melanoma import taxonomy
-from melanoma.config import Balance, Copies
+from melanoma.training.config import Balance, Copies
 
 
 def targets(labels: Sequence[str]) -> np.ndarray:

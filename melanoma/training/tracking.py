@@ -10,8 +10,8 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from melanoma import storage
-from melanoma.config import TrainConfig
 from melanoma.errors import InputError
+from melanoma.training.config import TrainConfig
 
 OnEpoch = Callable[[dict[str, float]], None]
 MODEL_VERSION = "model_version"

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
-from melanoma import bundle as bundles
-from melanoma import explain, storage, taxonomy
+from melanoma import storage, taxonomy
 from melanoma.catalog import schema
 from melanoma.imaging.decode import decode
-from melanoma.predictor import Predictor
+from melanoma.model import bundle as bundles
+from melanoma.model import explain
+from melanoma.model.predictor import Predictor
 
 MELANOMA = taxonomy.CODES.index(taxonomy.MELANOMA)
 CELLS = 12  # a side of the occlusion map

@@ -16,9 +16,9 @@ import pandas as pd
 from PIL import Image
 
 from melanoma.catalog import near_duplicates
+from melanoma.demo.synthetic import draw_lesion
 from melanoma.imaging.decode import decode
 from melanoma.imaging.hashing import THUMBNAIL_SIDE, perceptual_hash
-from melanoma.synthetic import draw_lesion
 from melanoma.taxonomy import CODES
 
 

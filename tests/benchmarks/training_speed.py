@@ -22,15 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from melanoma import cluster, config, taxonomy
+from melanoma import config, ray_session, taxonomy
+from melanoma.training.config import TrainConfig
 
 IMAGES = 2048
 EPOCHS = 5
 
 
-def _settings(arguments: argparse.Namespace, **values: Any) -> config.TrainConfig:
+def _settings(arguments: argparse.Namespace, **values: Any) -> TrainConfig:
     values = {"catalog": "unused", "out": "unused", "run_name": "run", "epochs": EPOCHS, "members": 1, **values}
-    return config.load(config.TrainConfig, arguments.config, arguments.overrides, **values)
+    return config.load(TrainConfig, arguments.config, arguments.overrides, **values)
 
 
 def _images(size: int) -> np.ndarray:
@@ -64,16 +65,16 @@ def _fit(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _train(arguments: argparse.Namespace, **values: Any) -> dict[str, float]:
-    from melanoma.training import loop, trainer
+    from melanoma.training import loop, train
 
     with tempfile.TemporaryDirectory() as folder:
         settings = _settings(arguments, checkpoints=folder, **values)
         labels = tuple(taxonomy.CODES[number % len(taxonomy.CODES)] for number in range(IMAGES))
         validation = loop.Split(np.arange(64), labels[:64])
         splits = {"train": loop.Split(np.arange(IMAGES), labels), "validation": validation}
-        cluster.connect()
-        _, history, _ = trainer.fit(settings, _images(settings.image_size), splits, lambda metrics: None)
-        cluster.disconnect()
+        ray_session.connect()
+        _, history, _ = train.fit(settings, _images(settings.image_size), splits, lambda metrics: None)
+        ray_session.disconnect()
     steady = history[1:]
     return {
         name: statistics.median(epoch[name] for epoch in steady) for name in ("images_per_second", "input_wait_share")

@@ -15,9 +15,9 @@ from melanoma.catalog import audit, audit_report, properties, schema
 from melanoma.catalog.audit import examine, read, read_reference, split_groups
 from melanoma.catalog.build import build
 from melanoma.catalog.split import split
+from melanoma.demo.synthetic import dicom_file, draw_lesion
 from melanoma.errors import InputError
 from melanoma.imaging.hashing import perceptual_hash, thumbnail
-from melanoma.synthetic import dicom_file, draw_lesion
 
 Command = Callable[..., Any]
 

@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from melanoma import privacy, synthetic, taxonomy
+from melanoma import privacy, taxonomy
 from melanoma.catalog import schema
 from melanoma.catalog.build import build
 from melanoma.catalog.split import split
+from melanoma.demo import synthetic
+from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import InputError
-from melanoma.local_s3 import LocalS3
 
 Lesion = Callable[..., bytes]
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from melanoma.catalog.near_duplicates import Pair, find, hash_pairs, seen
+from melanoma.demo.synthetic import draw_lesion
 from melanoma.imaging.decode import decode
 from melanoma.imaging.hashing import orientations, perceptual_hash, thumbnail
-from melanoma.synthetic import draw_lesion
 from melanoma.taxonomy import CODES
 
 Turn = Image.Transpose

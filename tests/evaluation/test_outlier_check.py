@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from melanoma import outliers
-from melanoma.bundle import Bundle
+from melanoma.demo.synthetic import draw_lesion
 from melanoma.evaluation import outlier_check
-from melanoma.predictor import Predictor
-from melanoma.synthetic import draw_lesion
+from melanoma.model import outliers
+from melanoma.model.bundle import Bundle
+from melanoma.model.predictor import Predictor
 from melanoma.taxonomy import CODES
 
 

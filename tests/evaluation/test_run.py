@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from melanoma import bundle as bundles
-from melanoma import cli
-from melanoma.bundle import Bundle
 from melanoma.catalog import build, schema
 from melanoma.catalog import split as splitting
-from melanoma.config import EvaluateConfig
+from melanoma.cli import commands
 from melanoma.errors import InputError
+from melanoma.evaluation.config import EvaluateConfig
 from melanoma.evaluation.run import digest, evaluate, evaluate_frame, leak_warning
+from melanoma.model import bundle as bundles
+from melanoma.model.bundle import Bundle
 
 TWICE = [f"image-{i}" for i in range(72)]
 
@@ -162,7 +162,7 @@ def test_a_bundle_compared_with_itself_does_not_differ(
 ) -> None:
     names = {"bundle": bundle_path, "catalog": catalog, "out": tmp_path, "against": bundle_path}
     settings = EvaluateConfig.model_validate({k: str(v) for k, v in names.items()} | {"split": "all", "by": ["sex"]})
-    cli.run_evaluate(settings.model_copy(update={"stability_images": 0}))
+    commands.run_evaluate(settings.model_copy(update={"stability_images": 0}))
     said = capsys.readouterr()
     assert "against the other bundle" in said.out
     assert "Report:" in said.out

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from melanoma import bundle as bundles
-from melanoma.bundle import Bundle
 from melanoma.evaluation.stability import CHANGES, draw, stability
-from melanoma.predictor import Predictor
+from melanoma.model import bundle as bundles
+from melanoma.model.bundle import Bundle
+from melanoma.model.predictor import Predictor
 from melanoma.taxonomy import CODES
 
 SIZE = 32

@@ -10,8 +10,9 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["PIL", "pydicom", "melanoma.imaging.decode", "melanoma.imaging.dicom"]):
-    from melanoma.imaging import dicom  # noqa: F401  (which decode imports when it needs it)
-    from melanoma.imaging.decode import ImageError, Limits, decode_frames
+    from melanoma.imaging.decode import decode_frames
+    from melanoma.imaging.errors import ImageError
+    from melanoma.imaging.limits import Limits
 
 LIMITS = Limits(max_bytes=2**20, max_pixels=2**22)
 

@@ -20,7 +20,10 @@ import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from melanoma.imaging.decode import Decoded, ImageError, Limits, decode, decode_image, quality
+from melanoma.imaging.decode import Decoded, decode, decode_image
+from melanoma.imaging.errors import ImageError
+from melanoma.imaging.limits import Limits
+from melanoma.imaging.measures import quality
 
 # What the module itself ignores; pytest sets its own filters for each test.
 pytestmark = [

@@ -17,7 +17,10 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import convert_color_space
 
 from melanoma.imaging import dicom
-from melanoma.imaging.decode import Header, ImageError, Limits, decode, decode_frames, decode_image
+from melanoma.imaging.decode import decode, decode_frames, decode_image
+from melanoma.imaging.errors import ImageError
+from melanoma.imaging.header import Header
+from melanoma.imaging.limits import Limits
 
 HEIGHT, WIDTH = 45, 60
 NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)

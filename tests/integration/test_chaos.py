@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from melanoma.faulty_proxy import at_random, faulty_proxy
-from melanoma.local_s3 import LocalS3
+from melanoma.demo.local_s3 import LocalS3
+from tests.support.faulty_proxy import at_random, faulty_proxy
 
 IMAGES = 400
 FAULTS = 30  # of requests, to be survived in all

@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from melanoma.local_s3 import LocalS3, _ended_with_this_process
+from melanoma.demo.local_s3 import LocalS3, _ended_with_this_process
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from melanoma import config, synthetic, taxonomy
-from melanoma.local_s3 import LocalS3
+from melanoma import config, taxonomy
+from melanoma.demo import synthetic
+from melanoma.demo.local_s3 import LocalS3
+from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import score
 
 P = [f"p_{code}" for code in taxonomy.CODES]
@@ -180,7 +182,7 @@ def same_probabilities(
     for number, (archive, settings) in enumerate(nights):
         archive, out = archive.format(images=images, bucket=bucket), folder / f"out-{number}"
         chosen = config.load(
-            config.ScoreConfig, None, archive=archive, out=str(out), bundle=str(bundle_path), shard_size=17, **settings
+            ScoreConfig, None, archive=archive, out=str(out), bundle=str(bundle_path), shard_size=17, **settings
         )
         score(chosen, say=lambda _: None)
         scored = pd.read_parquet(out / "scores")

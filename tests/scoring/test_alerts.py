@@ -5,8 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from melanoma import triage
-from melanoma.scoring import alerts
+from melanoma.scoring import alerts, tables
 
 BASE = "0f" * 32
 
@@ -18,7 +17,7 @@ def near(value: str, bits: int) -> str:
 
 def raised(*rows: dict[str, Any]) -> pa.Table:
     given = [{"content_sha256": f"sha {number}", **row} for number, row in enumerate(rows)]
-    return pa.Table.from_pylist(given, schema=triage.SCORES)
+    return pa.Table.from_pylist(given, schema=tables.SCORES)
 
 
 def image(uri: str, p: float, value: str | None = None, **columns: Any) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def earlier(*rows: tuple[str, str | None, str], patient: str | None = None) -> p
 
 def test_the_most_probable_comes_first_and_equal_ones_in_order_of_uri() -> None:
     found = alerts.ranked(raised(image("b", 0.5), image("a", 0.5), image("c", 0.9)), earlier())
-    assert found.schema == triage.ALERTS
+    assert found.schema == tables.ALERTS
     assert found["image_uri"].to_pylist() == ["c", "a", "b"]
     assert found["rank"].to_pylist() == [1, 2, 3]
     assert found["copies"].to_pylist() == [[], [], []]
@@ -94,7 +93,7 @@ def test_a_copy_that_is_held_back_holds_the_alert_back() -> None:
 
 
 def test_a_night_without_alerts() -> None:
-    assert alerts.ranked(raised(), earlier(("x", BASE, "2026-11-19"))) == triage.ALERTS.empty_table()
+    assert alerts.ranked(raised(), earlier(("x", BASE, "2026-11-19"))) == tables.ALERTS.empty_table()
 
 
 def test_a_patient_stands_where_the_worst_alert_does() -> None:

@@ -11,6 +11,7 @@ import pytest
 from melanoma import config, storage
 from melanoma.errors import InputError, MelanomaError
 from melanoma.scoring import lease, run
+from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import Outcome, committed_runs
 
 YESTERDAY, TODAY = "2026-11-20", "2026-11-21"
@@ -35,7 +36,7 @@ def night(
 
     def score_it(**values: Any) -> Outcome:
         places = {"archive": str(tmp_path / "archive"), "out": str(tmp_path / "out"), "bundle": str(bundle_path)}
-        settings = config.load(config.ScoreConfig, None, **{**places, "shard_size": 2, "workers": 1, **values})
+        settings = config.load(ScoreConfig, None, **{**places, "shard_size": 2, "workers": 1, **values})
         return run.score(settings, say=lambda _: None)
 
     return score_it

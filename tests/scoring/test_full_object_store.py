@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import ray
 
-from melanoma import cluster, config
+from melanoma import config, ray_session
+from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import score
 
 STORE = 80 * 2**20  # bytes, about the least that Ray takes
@@ -19,8 +20,8 @@ def full_object_store(tmp_path: Path) -> Iterator[None]:
     spilled = tmp_path / "spilled"
     with pytest.MonkeyPatch.context() as patch:
         where = {"object_store_memory": STORE, "object_spilling_directory": str(spilled)}
-        patch.setattr(cluster, "STARTED_HERE", {**cluster.STARTED_HERE, **where, "_system_config": full})
-        cluster.connect()
+        patch.setattr(ray_session, "STARTED_HERE", {**ray_session.STARTED_HERE, **where, "_system_config": full})
+        ray_session.connect()
         try:
             # Ray spills to a disk that counts as full all the same; to a file in the folder's place it cannot.
             spilled.rmdir()
@@ -34,7 +35,7 @@ def full_object_store(tmp_path: Path) -> Iterator[None]:
             del held
         finally:
             spilled.unlink()
-            cluster.disconnect()
+            ray_session.disconnect()
 
 
 def test_a_night_goes_on(
@@ -44,5 +45,5 @@ def test_a_night_goes_on(
     for seed in range(12):
         (tmp_path / "archive" / f"{seed}.jpg").write_bytes(lesion(seed=seed))
     places = {"archive": str(tmp_path / "archive"), "out": str(tmp_path / "out"), "bundle": str(bundle_path)}
-    own = config.load(config.ScoreConfig, None, **places, shard_size=4)
+    own = config.load(ScoreConfig, None, **places, shard_size=4)
     assert score(own, say=lambda _: None).record["counts"]["scored"] == 12

@@ -6,19 +6,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from melanoma import cluster, config
+from melanoma import config, ray_session
 from melanoma.errors import InputError
+from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import Outcome, score
 
 
 @pytest.fixture(scope="module")
 def with_a_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        started = cluster.STARTED_HERE
-        patch.setattr(cluster, "STARTED_HERE", {**started, "num_gpus": 1})
-        cluster.connect()
+        started = ray_session.STARTED_HERE
+        patch.setattr(ray_session, "STARTED_HERE", {**started, "num_gpus": 1})
+        ray_session.connect()
         yield
-        cluster.disconnect()
+        ray_session.disconnect()
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def night(
 
     def run(gpus: int | None) -> Outcome:
         places = {"archive": str(tmp_path / "archive"), "out": f"{tmp_path}/{gpus}", "bundle": str(bundle_path)}
-        own = config.load(config.ScoreConfig, None, **places, gpus=gpus, batch_size=2, shard_size=8)
+        own = config.load(ScoreConfig, None, **places, gpus=gpus, batch_size=2, shard_size=8)
         return score(own, say=lambda _: None)
 
     return run

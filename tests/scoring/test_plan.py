@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import tenacity
 
 from melanoma import storage
 from melanoma.errors import MelanomaError
-from melanoma.scoring import members, plan
+from melanoma.imaging.errors import TRANSIENT, UNREAD
+from melanoma.scoring import plan, tar_and_zip
 from melanoma.storage import ObjectInfo
 
 
@@ -36,7 +36,7 @@ def freeze(
 
 
 def done(made: plan.Plan, rejects: Sequence[str] = ()) -> plan.Done:
-    return plan.Done(made.run_id, [made.uri(shard) for shard in made.shards], plan.TRANSIENT, rejects)
+    return plan.Done(made.run_id, [made.uri(shard) for shard in made.shards], TRANSIENT, rejects)
 
 
 def test_a_plan_is_cut_into_shards_and_read_again(tmp_path: Path) -> None:
@@ -105,13 +105,13 @@ def test_members_of_tars_and_zips_are_planned_and_their_directories_read_once(
     assert (first.about["listed"], first.about["done_before"]) == (7, 0)
 
     looked: list[str] = []
-    whole = members.members
+    whole = tar_and_zip.members
 
-    def counted(info: ObjectInfo, retrying: tenacity.Retrying) -> Iterator[members.Member]:
+    def counted(info: ObjectInfo, store: storage.Store) -> Iterator[tar_and_zip.Member]:
         looked.append(info.uri)
-        return whole(info, retrying)
+        return whole(info, store)
 
-    monkeypatch.setattr(members, "members", counted)
+    monkeypatch.setattr(tar_and_zip, "members", counted)
     second = freeze(tmp_path, listed(), [done(first)], "b")
     assert (second.images, second.about["listed"], second.about["done_before"], looked) == (0, 7, 7, [])
     (tmp_path / "one" / "new.jpg").write_bytes(b"new")
@@ -190,9 +190,7 @@ def test_a_version_that_reads_more_looks_again_at_what_was_refused(tmp_path: Pat
     first = freeze(tmp_path, [*infos("old.dcm", "good.jpg"), archive])
     table = pa.table({"image_uri": ["old.dcm"], "error_kind": ["dicom"]})
     storage.write_table(first.result_uri("rejects", 0), table)
-    again = dataclasses.replace(
-        done(first), again=(*plan.TRANSIENT, *plan.UNREAD), reject_uris=[first.result_uri("rejects", 0)]
-    )
+    again = dataclasses.replace(done(first), again=(*TRANSIENT, *UNREAD), reject_uris=[first.result_uri("rejects", 0)])
     second = freeze(tmp_path, [*infos("old.dcm", "good.jpg"), archive], [again], "b")
     assert uris(second) == ["old.dcm"]
     assert (second.about["listed"], second.about["done_before"]) == (3, 2)

@@ -8,7 +8,9 @@ import duckdb
 import pandas as pd
 import pytest
 
-from melanoma import config, triage
+from melanoma import config
+from melanoma.scoring import tables
+from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import score
 
 NIGHTS = {"2026-11-18": 3, "2026-11-19": 1, "2026-11-20": 2}  # images that are new on each
@@ -26,12 +28,12 @@ def out(
             (folder / "archive" / f"{date}-{seed}.jpg").write_bytes(lesion("MEL", seed=10 * night + seed))
         (folder / "archive" / f"{date}.jpg").write_bytes(b"no image")
         places = {"archive": str(folder / "archive"), "out": str(folder / "out"), "bundle": str(bundle_path)}
-        score(config.load(config.ScoreConfig, None, **places, run_date=date, workers=1), say=lambda _: None)
+        score(config.load(ScoreConfig, None, **places, run_date=date, workers=1), say=lambda _: None)
     return folder / "out"
 
 
 def columns(kind: str) -> list[str]:
-    return list({"scores": triage.SCORES, "rejects": triage.REJECTS, "alerts": triage.ALERTS}[kind].names)
+    return list({"scores": tables.SCORES, "rejects": tables.REJECTS, "alerts": tables.ALERTS}[kind].names)
 
 
 def rows(kind: str, out: Path) -> dict[str, int]:

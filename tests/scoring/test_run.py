@@ -21,14 +21,17 @@ import pytest
 from markupsafe import escape
 from PIL import Image
 
-from melanoma import config, privacy, storage, synthetic, taxonomy, triage
-from melanoma.bundle import Bundle
+from melanoma import config, privacy, storage, taxonomy
+from melanoma.demo import synthetic
+from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import InputError, MelanomaError
 from melanoma.imaging.decode import decode
-from melanoma.local_s3 import LocalS3
-from melanoma.predictor import Predictor
+from melanoma.model.bundle import Bundle
+from melanoma.model.predictor import Predictor
+from melanoma.scoring import tables
+from melanoma.scoring.config import ScoreConfig
+from melanoma.scoring.progress import Watch
 from melanoma.scoring.run import Outcome, read_alerts, score
-from melanoma.scoring.watch import Watch
 from melanoma.taxonomy import image_id_of
 
 Contents = Callable[[Path], dict[str, tuple[int, bytes]]]
@@ -75,8 +78,8 @@ class Night:
         return pd.DataFrame([row for path in sorted(run.iterdir()) for row in pq.ParquetFile(path).read().to_pylist()])
 
 
-def settings(archive: str | Path, out: str | Path, bundle: Path, **values: Any) -> config.ScoreConfig:
-    return config.load(config.ScoreConfig, None, archive=str(archive), out=str(out), bundle=str(bundle), **values)
+def settings(archive: str | Path, out: str | Path, bundle: Path, **values: Any) -> ScoreConfig:
+    return config.load(ScoreConfig, None, archive=str(archive), out=str(out), bundle=str(bundle), **values)
 
 
 def silent(_: str) -> None:
@@ -223,21 +226,21 @@ def test_every_reject_says_why(night: Night) -> None:
 
 
 def test_the_files_have_the_columns_and_types_of_the_contract(night: Night) -> None:
-    schemas = {"scores": triage.SCORES, "rejects": triage.REJECTS, "alerts": triage.ALERTS}
+    schemas = {"scores": tables.SCORES, "rejects": tables.REJECTS, "alerts": tables.ALERTS}
     for kind, schema in schemas.items():
         paths = list((night.files / kind).rglob("*.parquet"))
         assert paths
         for path in paths:
             assert pq.ParquetFile(path).schema_arrow.equals(schema), path
     codes = [f"p_{code}" for code in taxonomy.CODES]
-    assert triage.SCORES.names == [
+    assert tables.SCORES.names == [
         *("run_id", "run_date", "scored_at", "image_uri", "image_id", "frame"),
         *("patient_id", "study_uid", "body_site", "acquired_at", "is_held_back", "content_sha256"),
         *("model_version", "diagnosis", *codes, "p_melanoma", "p_malignant", "alert_level", "threshold"),
         *("quality", "outlier_score", "perceptual_hash"),
     ]
-    assert triage.ALERTS.names == [*triage.SCORES.names, "rank", "explanation_uri", "copies", "first_raised"]
-    assert {str(triage.SCORES.field(name).type) for name in codes} == {"float"}
+    assert tables.ALERTS.names == [*tables.SCORES.names, "rank", "explanation_uri", "copies", "first_raised"]
+    assert {str(tables.SCORES.field(name).type) for name in codes} == {"float"}
 
 
 def test_scores_say_what_the_columns_promise(night: Night, bundle: Bundle) -> None:

@@ -15,20 +15,22 @@ import pyarrow as pa
 import pytest
 
 from melanoma import config, storage
-from melanoma.bundle import Bundle
+from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import MelanomaError
-from melanoma.faulty_proxy import FaultyProxy, at_random, faulty_proxy
-from melanoma.imaging.decode import ImageError, Limits
-from melanoma.local_s3 import LocalS3
+from melanoma.imaging.errors import ImageError
+from melanoma.imaging.limits import Limits
+from melanoma.model.bundle import Bundle
 from melanoma.privacy import Privacy
 from melanoma.scoring import plan as plans
 from melanoma.scoring import shard as scoring
+from melanoma.scoring.config import ScoreConfig
+from tests.support.faulty_proxy import FaultyProxy, at_random, faulty_proxy
 
 LIMITS = Limits(max_bytes=10_000, max_pixels=10_000)
 
 
-def settings(**values: Any) -> config.ScoreConfig:
-    return config.load(config.ScoreConfig, None, archive="unused", out="unused", **values)
+def settings(**values: Any) -> ScoreConfig:
+    return config.load(ScoreConfig, None, archive="unused", out="unused", **values)
 
 
 def rows(sizes: list[int]) -> pa.Table:
@@ -60,9 +62,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     return made
 
 
-def fetching(table: pa.Table, own: config.ScoreConfig) -> Iterator[tuple[str, Any]]:
+def fetching(table: pa.Table, own: ScoreConfig) -> Iterator[tuple[str, Any]]:
     with ThreadPoolExecutor(own.requests) as pool:
-        yield from scoring.fetch_ahead(table, pool, own, LIMITS, storage.retrying(own.patience))
+        yield from scoring.fetch_ahead(table, pool, own, LIMITS, storage.Store(own.patience))
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
-from melanoma import synthetic, taxonomy, triage
-from melanoma.bundle import Bundle
-from melanoma.imaging.decode import Limits
-from melanoma.local_s3 import _ended_with_this_process
+from melanoma import taxonomy
+from melanoma.demo import synthetic
+from melanoma.demo.local_s3 import _ended_with_this_process
+from melanoma.imaging.limits import Limits
+from melanoma.model import triage
+from melanoma.model.bundle import Bundle
 
 Descendants = Callable[[int], dict[int, str]]
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from melanoma import config
-from melanoma.config import Augmentation, TrainConfig
+from melanoma.demo.synthetic import draw_lesion
 from melanoma.errors import InputError
-from melanoma.synthetic import draw_lesion
 from melanoma.training.augment import augment, operations
+from melanoma.training.config import Augmentation, TrainConfig
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "flip_left_right": {},

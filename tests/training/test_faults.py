@@ -1,6 +1,5 @@
 """Machines die during training: what is learned is what an undisturbed run learns."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -9,35 +8,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-from melanoma import cluster, storage
+from melanoma import ray_session, storage
+from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import MelanomaError
-from melanoma.local_s3 import LocalS3
+from tests.support import disturbed_training as disturbed
 
 Learned = tuple[list[np.ndarray], list[dict[str, float]]]
-SCRIPT = Path(__file__).with_name("disturbed.py")
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("disturbed", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-disturbed = _load()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     own = disturbed.settings(str(tmp_path_factory.mktemp("undisturbed")), 1)
-    learned: Learned = disturbed.train(own, lambda metrics: None)
+    learned: Learned = disturbed.learn(own, lambda metrics: None)
     return learned
 
 
@@ -96,7 +82,7 @@ def _assert_same(found: Learned, expected: Learned, tolerance: float) -> None:
 
 def test_a_killed_worker_changes_nothing(undisturbed: Learned, tmp_path: Path) -> None:
     epochs: list[float] = []
-    found = disturbed.train(disturbed.settings(str(tmp_path), 1), _kill_a_worker_after_an_epoch(tmp_path, epochs))
+    found = disturbed.learn(disturbed.settings(str(tmp_path), 1), _kill_a_worker_after_an_epoch(tmp_path, epochs))
     _assert_same(found, undisturbed, 0)
     # It went on from the checkpoint: the first epoch was trained once.
     assert epochs.count(1) == 1
@@ -106,18 +92,18 @@ def test_a_killed_worker_changes_nothing(undisturbed: Learned, tmp_path: Path) -
 def test_one_worker_goes_on_with_what_two_began(undisturbed: Learned, tmp_path: Path) -> None:
     two = disturbed.settings(str(tmp_path), 2, max_failures=0)
     with pytest.raises(MelanomaError, match="Training failed in a worker"):
-        disturbed.train(two, _kill_a_worker_after_an_epoch(tmp_path, []))
+        disturbed.learn(two, _kill_a_worker_after_an_epoch(tmp_path, []))
     epochs: list[float] = []
-    found = disturbed.train(disturbed.settings(str(tmp_path), 1), lambda metrics: epochs.append(metrics["epoch"]))
+    found = disturbed.learn(disturbed.settings(str(tmp_path), 1), lambda metrics: epochs.append(metrics["epoch"]))
     assert epochs[0] > 1
     assert {epoch["workers"] for epoch in found[1]} == {1, 2}
     _assert_same(found, undisturbed, 1e-5)
 
 
 def _run(folder: str, out: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), folder, "1", str(out)], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = [sys.executable, "-m", "tests.support.disturbed_training", folder, "1", str(out)]
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=root)
 
 
 @pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "s3"])
@@ -153,7 +139,7 @@ def test_the_group_shrinks_when_a_node_dies(undisturbed: Learned, tmp_path: Path
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster.disconnect()
+    ray_session.disconnect()
     # A worker fits on each of the first two; the third has a core for Ray Data.
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     lost = nodes.add_node(num_cpus=2)
@@ -169,11 +155,11 @@ def test_the_group_shrinks_when_a_node_dies(undisturbed: Learned, tmp_path: Path
                 nodes.remove_node(lost, allow_graceful=False)
 
         own = disturbed.settings(str(tmp_path), (1, 2)).model_copy(update={"cpus_per_worker": 1.5})
-        found = disturbed.train(own, on_epoch)
+        found = disturbed.learn(own, on_epoch)
     finally:
         ray.shutdown()
         nodes.shutdown()
-        cluster.connect()  # what the other tests of this module run on
+        ray_session.connect()  # what the other tests of this module run on
     assert [epoch["workers"] for epoch in found[1]][:1] == [2]
     assert [epoch["workers"] for epoch in found[1]][-1] == 1
     _assert_same(found, undisturbed, 1e-5)

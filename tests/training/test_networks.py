@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from melanoma import bundle as bundles
-from melanoma.config import Network
 from melanoma.errors import InputError
+from melanoma.model import bundle as bundles
 from melanoma.training import networks
+from melanoma.training.config import Network
 
 NAMES = ["residual", "student"]
 APPLICATIONS = ["MobileNetV3Small", "EfficientNetB0", "ResNet50V2"]  # scaled inside, in layers, and by an operation

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from melanoma import taxonomy
-from melanoma.config import Balance, Copies
 from melanoma.training import plan
+from melanoma.training.config import Balance, Copies
 
 SHARES = {"NV": 600, "MEL": 150, "BCC": 61, "AK|SCC": 30, "BKL|SK": 7, "DF": 1}
 LABELS = [label for label, count in SHARES.items() for _ in range(count)]

@@ -14,13 +14,14 @@ from mlflow import MlflowClient
 from melanoma import config
 from melanoma.errors import InputError
 from melanoma.training import tracking
+from melanoma.training.config import TrainConfig
 
 PASSWORD = "hunter2"
 
 
-def _config(**where: Any) -> config.TrainConfig:
+def _config(**where: Any) -> TrainConfig:
     return config.load(
-        config.TrainConfig, None, catalog="c", out="o", run_name="night-1", network={"width": 8}, tracking=where
+        TrainConfig, None, catalog="c", out="o", run_name="night-1", network={"width": 8}, tracking=where
     )
 
 

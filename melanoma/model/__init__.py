@@ -1,0 +1,1 @@
+"""A trained model and what it says: bundle, predictor, triage, outliers, explanation."""

@@ -1,0 +1,189 @@
+"""A trained model as a directory: write it, verify it, load it.
+
+    bundle/
+      model.keras               uint8 RGB [batch, size, size, 3] to logits
+      training_images.parquet   what it was trained and tuned on, as digests: to notice a leak in a later evaluation
+      evaluation/               the report that training ends with
+      bundle.json               all else, and the sha256 of every other file; written last
+
+The model version is the digest of ``bundle.json``, so one changed byte anywhere is another version or a refused bundle.
+Nothing in a bundle is ever run as code.
+"""
+
+import hashlib
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from melanoma import storage, taxonomy
+from melanoma.errors import InputError
+from melanoma.imaging.decode import PREPROCESSING
+from melanoma.model.outliers import MODEL_KEYS
+
+REFERENCE = Path(__file__).parent / "reference"
+"""The bundle that comes with the program, and is used where none is named. A checkout may lack it."""
+
+SCHEMA = 1
+_MANIFEST = "bundle.json"
+_MODEL = "model.keras"
+_TRAINING_IMAGES = "training_images.parquet"
+_FILES = (_MODEL, _TRAINING_IMAGES)
+_REQUIRED = ("schema", "preprocessing", "classes", "input_size", "calibration", "thresholds", "outliers")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory: it travels to Ray's workers as it is."""
+
+    manifest: dict[str, Any]
+    model: bytes
+    training_images: bytes
+
+    @property
+    def version(self) -> str:
+        return str(self.manifest["model_version"])
+
+    @property
+    def input_size(self) -> int:
+        return int(self.manifest["input_size"])
+
+    @property
+    def test_time_flips(self) -> int:
+        """In how many orientations an image is predicted, see melanoma.model.predictor; 1 is as it stands."""
+        return int(self.manifest.get("test_time_flips", 1))
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The alert thresholds on p_melanoma: `review` and `urgent`."""
+        return {level: float(self.manifest["thresholds"][level]) for level in ("review", "urgent")}
+
+
+def seal(manifest: dict[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The manifest with the digest of every file and the model version derived from all of it."""
+    manifest = {
+        "schema": SCHEMA,
+        "preprocessing": PREPROCESSING,
+        "classes": list(taxonomy.CODES),
+        **manifest,
+        "files": {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)},
+    }
+    return {"model_version": _version(manifest), **manifest}
+
+
+def write(uri: str, manifest: dict[str, Any], files: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle to a folder or an s3:// prefix; ``bundle.json`` last, so that half a bundle is none."""
+    sealed = seal(manifest, files)
+    for name, data in files.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    storage.write_bytes(storage.join(uri, _MANIFEST), _serialized(sealed))
+    return Bundle(sealed, files[_MODEL], files[_TRAINING_IMAGES])
+
+
+def load(uri: str | None) -> Bundle:
+    """Read and verify a bundle; None is the reference bundle.
+
+    Raises InputError with what is wrong: missing, changed, or not for this code.
+    """
+    if uri is None:
+        if not REFERENCE.exists():
+            raise InputError("No bundle was named: give one with --bundle, or train one with `melanoma train`.")
+        uri = str(REFERENCE)
+    root = storage.normalize(uri)
+    try:
+        raw = storage.read_bytes(storage.join(root, _MANIFEST))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{uri} is not a bundle: it holds no {_MANIFEST}. Train one with `melanoma train`.") from None
+    except OSError as error:
+        raise InputError(f"The bundle {uri} cannot be read: {error}") from None
+    try:
+        manifest = json.loads(raw)
+        version = manifest.pop("model_version")
+        intact = version == _version(manifest) and raw == _serialized({"model_version": version, **manifest})
+        names = dict(manifest["files"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise InputError(f"The bundle {uri} is damaged: its {_MANIFEST} was changed after it was written.")
+    manifest["model_version"] = version
+    if missing := [key for key in _REQUIRED if key not in manifest] + [file for file in _FILES if file not in names]:
+        raise InputError(f"The bundle {uri} is not complete: its {_MANIFEST} names no {missing[0]}.")
+    if manifest["schema"] != SCHEMA or manifest["preprocessing"] != PREPROCESSING:
+        raise InputError(
+            f"The bundle {uri} was made by another version of this program (schema {manifest['schema']}, preprocessing "
+            f"{manifest['preprocessing']!r}; here {SCHEMA} and {PREPROCESSING!r}): use that version, or train anew."
+        )
+    if missing := sorted(MODEL_KEYS - set(manifest["outliers"])):
+        raise InputError(
+            f"The bundle {uri} was made by an earlier version of this program (its outlier model has no {missing[0]}): "
+            "use that version, or train anew."
+        )
+    if manifest["classes"] != list(taxonomy.CODES):
+        raise InputError(f"The bundle {uri} has other classes than this program: {manifest['classes']}.")
+    files = {}
+    for name, digest in names.items():
+        try:
+            data = storage.read_bytes(storage.join(root, name))
+        except OSError as error:
+            raise InputError(f"The bundle {uri} is damaged: its file {name} cannot be read ({error}).") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise InputError(f"The bundle {uri} is damaged: its file {name} was changed after it was written.")
+        files[name] = data
+    return Bundle(manifest, files[_MODEL], files[_TRAINING_IMAGES])
+
+
+def model_bytes(model: Any) -> bytes:
+    """A Keras model as the bytes of a .keras file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / _MODEL
+        model.save(path)
+        return path.read_bytes()
+
+
+def load_model(data: bytes) -> Any:
+    """The Keras model of a .keras file, built of keras.layers only. Raises InputError for any other content."""
+    import keras  # heavy; reading a manifest needs no TensorFlow
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            config = json.loads(archive.read("config.json"))
+        _refuse_foreign_classes(config)
+    except InputError:
+        raise
+    except Exception:  # zipfile alone raises six kinds
+        raise InputError("The bundle's model.keras is not a Keras 3 model.") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / _MODEL
+        path.write_bytes(data)
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:  # whatever Keras says of a configuration or of weights that do not fit it
+            raise InputError(f"The bundle's model.keras cannot be built ({type(error).__name__}).") from error
+
+
+def _refuse_foreign_classes(node: Any) -> None:
+    # Keras builds whatever class a configuration names; safe_mode stops only some of them (CVE-2024-3660,
+    # CVE-2025-1550). A network needs Keras's own layers, initializers and policies, and no Lambda.
+    if isinstance(node, dict):
+        if "class_name" in node:
+            module = str(node.get("module") or "keras")
+            name = str(node["class_name"])
+            if module.split(".")[0] not in {"keras", "builtins"} or "Lambda" in name or name == "function":
+                raise InputError(f"The bundle's model.keras holds {module}.{name}, which is not a layer of Keras.")
+        for value in node.values():
+            _refuse_foreign_classes(value)
+    elif isinstance(node, list):
+        for value in node:
+            _refuse_foreign_classes(value)
+
+
+def _version(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(_serialized(manifest)).hexdigest()[:16]
+
+
+def _serialized(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -1,0 +1,44 @@
+"""The configurations of a scoring run (`configs/score.yaml`) and of delivering its alerts (`configs/deliver.yaml`)."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from melanoma.config import Date, Model, Positive, Share
+
+
+class DeliveryConfig(Model):
+    """Where the alerts of a night go; secrets are in the environment, see `melanoma.scoring.deliver`."""
+
+    webhook: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    smtp_host: str | None = None
+    smtp_port: Annotated[int, Field(ge=1, le=65535)] = 587
+    smtp_tls: bool = True
+    mail_from: str | None = None
+    mail_to: tuple[str, ...] = ()
+    patience: Annotated[float, Field(ge=0)] = 300  # seconds for which a receiver that fails is tried again
+
+
+class ScoreConfig(Model):
+    archive: str | tuple[str, ...]  # folders, prefixes, manifests, inventories: see melanoma.scoring.listing
+    out: str
+    bundle: str | None = None  # None: the reference bundle, see melanoma.model.bundle
+    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    run_date: Date = None
+    all: bool = False  # score what this very model has already scored, too
+    workers: Positive | None = None  # actors that fetch, decode and predict; None: one a core
+    gpus: Annotated[int, Field(ge=0)] | None = None  # on which the network is asked; None: all; 0: workers ask it
+    batch_size: Positive = 32
+    requests: Positive = 32  # objects that each worker fetches at a time
+    bytes_ahead: Positive = 64 * 2**20  # that each worker holds of them at most
+    patience: Annotated[float, Field(ge=0)] = 120  # seconds for which a store that does not answer is asked again
+    shard_size: Positive | None = None  # images an output file; None: by the size of the archive
+    max_access_share: Share = 0.25  # of the images: with more of them unreadable, the run fails at its end
+    max_bytes: Positive = 64 * 2**20
+    max_pixels: Positive = 64_000_000
+    explained: Annotated[int, Field(ge=0)] = 50  # alerts, the first by rank, with picture and heat map on the page
+    hold_back_annotated: bool = False  # no page shows pictures that may have text in them
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None  # of the driver, for Prometheus; null: none
+    metrics_host: str = "127.0.0.1"
+    log: str | None = None  # a file to which one line of JSON a minute is added
+    deliver: DeliveryConfig | None = None  # what is done with the alerts once the run is committed

@@ -1,0 +1,163 @@
+"""What a run is doing: for a terminal, a log line a minute, Prometheus, and in the end its commit record."""
+
+import contextlib
+import datetime
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_args
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from melanoma.errors import InputError
+from melanoma.imaging.errors import ErrorKind
+from melanoma.scoring.shard import STAGES
+
+LINE_EVERY = 60.0  # seconds
+
+
+class Watch:
+    """The sums of what the workers of one attempt have reported, shard by shard.
+
+    `total`: images of the run; `before`: those that an earlier attempt has done; `shards`: those that are still to do.
+    """
+
+    def __init__(self, total: int, before: int, shards: int, workers: int) -> None:
+        self.total, self.before, self.shards, self.workers = total, before, shards, workers
+        self.scored = self.rejected = self.bytes = self.peak_memory_bytes = 0
+        # All of them from the beginning: other threads read it while it is added to.
+        self.kinds = Counter[str](dict.fromkeys(get_args(ErrorKind), 0))
+        self.stages = dict.fromkeys(STAGES, 0.0)
+        self._began = time.monotonic()
+        self._ended: float | None = None
+
+    def add(self, report: Mapping[str, Any]) -> None:
+        """What `melanoma.scoring.shard.ShardScorer` returns of a shard."""
+        self.scored += report["scored"]
+        self.rejected += report["rejected"]
+        self.bytes += report["bytes"]
+        self.shards -= 1
+        self.peak_memory_bytes = max(self.peak_memory_bytes, report["peak_memory_bytes"])
+        for kind in get_args(ErrorKind):
+            self.kinds[kind] += report[f"rejects_{kind}"]
+        for stage in STAGES:
+            self.stages[stage] += report[stage]
+
+    def end(self) -> None:
+        self._ended = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        return self.before + self.scored + self.rejected
+
+    @property
+    def seconds(self) -> float:
+        return (self._ended or time.monotonic()) - self._began
+
+    @property
+    def rate(self) -> float:
+        """Images a second of this attempt; 0 before the first shard."""
+        return (self.scored + self.rejected) / self.seconds
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a log line and for the commit record."""
+        remaining = (self.total - self.done) / self.rate if self.rate else None
+        return {
+            "images": self.total,
+            "done": self.done,
+            "resumed": self.before > 0,
+            "scored": self.scored,
+            "rejected": self.rejected,
+            "rejects_by_kind": dict(sorted((+self.kinds).items())),
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.rate, 2),
+            "seconds_remaining": None if remaining is None else round(remaining, 1),
+            "workers": self.workers,
+            "shards_waiting": self.shards,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            **{stage: round(seconds, 3) for stage, seconds in self.stages.items()},
+        }
+
+
+@contextlib.contextmanager
+def logged(watch: Watch, run_id: str, log: Callable[[str], None]) -> Iterator[None]:
+    """Give `log` one line of JSON every minute, and one at the end."""
+    ended = threading.Event()
+
+    def line() -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        log(json.dumps({"time": now, "run_id": run_id, **watch.state()}))
+
+    def repeat() -> None:
+        while not ended.wait(LINE_EVERY):
+            line()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        line()
+
+
+class _Collector(Collector):
+    def __init__(self, watch: Watch, run_id: str) -> None:
+        self._watch, self._run_id = watch, run_id
+
+    def collect(self) -> Iterator[Metric]:
+        watch = self._watch
+
+        def gauge(name: str, text: str, value: float) -> Metric:
+            metric = GaugeMetricFamily(f"melanoma_scoring_{name}", text, labels=["run_id"])
+            metric.add_metric([self._run_id], value)
+            return metric
+
+        def counter(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+            metric = CounterMetricFamily(f"melanoma_scoring_{name}", text, labels=["run_id", label])
+            for key, value in values.items():
+                metric.add_metric([self._run_id, key], value)
+            return metric
+
+        yield gauge("images", "Images that the run is to score.", watch.total)
+        yield gauge("images_waiting", "Images that are still to be done.", watch.total - watch.done)
+        yield gauge("shards_waiting", "Shards that are still to be done.", watch.shards)
+        yield gauge("workers", "Workers of this attempt.", watch.workers)
+        yield gauge("peak_memory_bytes", "The most memory that a worker has taken.", watch.peak_memory_bytes)
+        images = {"scored": watch.scored, "rejected": watch.rejected}
+        yield counter("images_done", "Images done by this attempt.", "result", images)
+        yield counter(
+            "rejects", "Rejects by kind.", "error_kind", {kind: watch.kinds[kind] for kind in get_args(ErrorKind)}
+        )
+        yield counter("bytes_read", "Bytes read from the archive.", "from", {"archive": watch.bytes})
+        stages = {stage.removeprefix("seconds_"): seconds for stage, seconds in watch.stages.items()}
+        yield counter("stage_seconds", "Seconds of all workers together.", "stage", stages)
+
+
+@contextlib.contextmanager
+def exported(watch: Watch, run_id: str, host: str, port: int | None) -> Iterator[int | None]:
+    """Answer Prometheus at ``http://host:port/metrics`` while the run lasts; port 0 takes a free one, None none at all.
+
+    Yields the port. Raises InputError where it cannot be listened on.
+    """
+    if port is None:
+        yield None
+        return
+    registry = CollectorRegistry()
+    registry.register(_Collector(watch, run_id))
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise InputError(f"metrics_port {port} of {host} cannot be listened on: {error.strerror}.") from None
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,217 @@
+"""Tar and zip archives in an archive: each member is an image with a URI of its own, ``ARCHIVE!/NAME``.
+
+Only their directories are read when a night is planned (of a tar, whose directory is all over it, what lies between two
+large members is skipped); a member is then fetched by its range like any other object, by whichever worker has its
+shard. Nothing is unpacked to disk. Archives are as hostile as images: what their directories say is checked against
+their size, and what is fetched against what their directories say.
+"""
+
+import dataclasses
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from melanoma.imaging.errors import ErrorKind, ImageError
+from melanoma.storage import ObjectInfo, Store
+
+_READ = (".tar", ".zip")
+_NOT_READ = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
+_READ_AHEAD = {".tar": 8 * 2**20, ".zip": 64 * 2**10}  # bytes, while a directory is read
+_LARGEST_HEADER = 128 * 2**20  # bytes, of a zip's directory or of what a tar says of one member
+_MOST_MEMBERS = 1_000_000
+_LOCAL_HEADER = 30  # bytes, before the name
+_MOST_EXTRA = 1024  # bytes that a local header's name and extra field have as a rule
+HEADERS = _LOCAL_HEADER + _MOST_EXTRA
+"""Bytes that may lie between two members that are fetched together."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """`offset` and `length`: of the bytes in the archive, of a zip with its local header before them. `size` and
+    `checksum` (CRC-32, of a zip): when it is unpacked.
+
+    `refused`: why it is not an image that can be read, with its kind; then nothing is fetched.
+    """
+
+    uri: str
+    size: int
+    offset: int = 0
+    length: int = 0
+    is_zip: bool = False
+    checksum: int | None = None
+    error_kind: ErrorKind | None = None
+    refused: str | None = None
+
+
+def is_archive(uri: str) -> bool:
+    return uri.lower().endswith((*_READ, *_NOT_READ))
+
+
+def members(info: ObjectInfo, store: Store) -> Iterator[Member]:
+    """The members of a tar or zip archive; one that is damaged ends with a member of its own URI that says so.
+
+    Raises UnavailableError, and OSError where it cannot be read.
+    """
+    suffix = info.uri.lower()[-4:]
+    if suffix not in _READ:
+        yield _refused(info.uri, "unsupported", "The members of such an archive cannot be fetched: use tar or zip")
+        return
+    seen: set[str] = set()
+    copies = Counter[str]()
+    file = _Bounded(_Ranged(info, store), _READ_AHEAD[suffix])
+    try:
+        for number, member in enumerate(_of_zip(info, file) if suffix == ".zip" else _of_tar(info, file, store)):
+            if number == _MOST_MEMBERS:
+                yield _refused(info.uri, "too_large", f"The archive has more than {_MOST_MEMBERS:,} members")
+                return
+            # Names that are not UTF-8 cannot stand in Parquet.
+            uri = name = member.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            while uri in seen:  # another image all the same
+                copies[name] += 1
+                uri = f"{name}#{copies[name] + 1}"
+            seen.add(uri)
+            yield dataclasses.replace(member, uri=uri)
+    except OSError:
+        raise
+    # tarfile and zipfile raise nearly anything on damaged files.
+    except Exception:
+        yield _refused(info.uri, "truncated", "The archive is damaged or cut short: fetch or export it again")
+
+
+def _refused(uri: str, kind: ErrorKind, reason: str) -> Member:
+    return Member(uri, 0, error_kind=kind, refused=f"{reason}.")
+
+
+def _of_tar(info: ObjectInfo, file: "_Bounded", store: Store) -> Iterator[Member]:
+    with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
+        last = -1
+        for entry in tar:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            if entry.size < 0 or entry.offset <= last:
+                raise tarfile.ReadError  # it would go round in a circle
+            last = entry.offset
+            if entry.isdir():
+                continue
+            uri = f"{info.uri}!/{entry.name.removeprefix('./')}"
+            if not entry.isreg():
+                yield _refused(uri, "unsupported", "A link or device in a tar is not an image")
+            elif entry.sparse is not None:
+                yield _refused(uri, "unsupported", "A sparse file in a tar is not read")
+            elif entry.offset_data + entry.size > info.size:
+                yield _refused(uri, "truncated", "The archive is cut short within this member")
+            else:
+                yield Member(uri, entry.size, entry.offset_data, entry.size)
+        # tarfile takes any end for the end: a whole archive has zeros there, and nothing else behind them.
+        end = store.read_range(info.uri, tar.offset, tarfile.RECORDSIZE) if tar.offset < info.size else b""
+        if not end.startswith(bytes(tarfile.BLOCKSIZE)):
+            yield _refused(info.uri, "truncated", "The archive has no end: it is cut short")
+        elif any(end) or tar.offset + 100 * tarfile.RECORDSIZE < info.size:
+            yield _refused(info.uri, "unsupported", "The archive goes on behind its end, where nothing is read")
+
+
+def _of_zip(info: ObjectInfo, file: "_Bounded") -> Iterator[Member]:
+    with zipfile.ZipFile(file) as archive:
+        held = 0
+        for entry in archive.infolist():
+            if entry.is_dir():
+                continue
+            uri = f"{info.uri}!/{entry.filename}"
+            held += entry.compress_size
+            if held > info.size:
+                # Members that share their bytes: https://www.bamsoftware.com/hacks/zipbomb/
+                yield _refused(info.uri, "too_large", "The members of the zip overlap: it is made to explode")
+                return
+            is_within = 0 <= entry.header_offset < info.size and entry.file_size < 2**62
+            if entry.flag_bits & 0x1:
+                yield _refused(uri, "unsupported", "The member is encrypted, and no password is known here")
+            elif entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                yield _refused(uri, "unsupported", "The member is compressed in a way that is not read: use deflate")
+            elif not is_within or entry.compress_size > entry.file_size + entry.file_size // 1000 + _MOST_EXTRA:
+                yield _refused(uri, "truncated", "The directory of the zip says of this member what cannot be")
+            else:
+                yield Member(
+                    uri, entry.file_size, entry.header_offset, entry.compress_size, is_zip=True, checksum=entry.CRC
+                )
+
+
+def content(data: bytes, size: int, length: int, is_zip: bool, checksum: int | None) -> bytes | None:
+    """The content of a member, `size` bytes, of what begins where it does in its archive; None where the header of a
+    zip's member is longer than `data` allows. Raises ImageError where it is not what the directory says."""
+    if not is_zip:
+        if len(data) < length:
+            raise ImageError("truncated", "The archive is cut short within this member.")
+        return data[:length]
+    try:
+        signature, method, name, extra = struct.unpack("<4s4xH16xHH", data[:_LOCAL_HEADER])
+        if signature != b"PK\x03\x04":
+            raise ValueError
+    except (struct.error, ValueError):
+        raise ImageError("truncated", "The zip is damaged where this member begins.") from None
+    begin = _LOCAL_HEADER + name + extra
+    if begin + length > len(data):
+        return None
+    found = data[begin : begin + length]
+    if method != zipfile.ZIP_STORED:
+        try:
+            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(found, size + 1)
+        except zlib.error:
+            found = b""
+    if len(found) != size or zlib.crc32(found) != checksum:
+        raise ImageError("truncated", "The member of the zip is damaged.")
+    return found
+
+
+def fetch(
+    store: Store, archive: str, etag: str, size: int, offset: int, length: int, is_zip: bool, checksum: int | None
+) -> bytes:
+    """The content of a member. Raises ImageError where it is damaged, ChangedError where the archive is not the one of
+    the `etag` any more, and OSError."""
+    for room in (HEADERS, _LOCAL_HEADER + 2 * 65_535) if is_zip else (0,):  # the most that the header can have
+        data = store.read_range(archive, offset, length + room, etag)
+        if (found := content(data, size, length, is_zip, checksum)) is not None:
+            return found
+    raise ImageError("truncated", "The zip is cut short within this member.")
+
+
+class _Bounded(io.BufferedReader):
+    """tarfile and zipfile read at once what a header calls its length."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LARGEST_HEADER:
+            raise ValueError(f"{size} bytes at once")
+        return super().read(size)
+
+
+class _Ranged(io.RawIOBase):
+    """A file to seek in, of an object that is read by ranges."""
+
+    def __init__(self, info: ObjectInfo, store: Store) -> None:
+        self._info, self._store, self._at = info, store, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._info.size - self._at)
+        if wanted <= 0:
+            return 0
+        data = self._store.read_range(self._info.uri, self._at, wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

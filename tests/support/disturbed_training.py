@@ -1,0 +1,68 @@
+"""A small training for test_faults.py, which runs it as a process, too:
+
+python -m tests.support.disturbed_training CHECKPOINTS WORKERS OUT
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from melanoma import config, ray_session, taxonomy
+from melanoma.demo import synthetic
+from melanoma.training import loop, train
+from melanoma.training.config import TrainConfig
+
+SIZE = 32
+TRAIN = 64
+EPOCHS = 4
+LABELS = tuple(taxonomy.CODES[number % 9] for number in range(TRAIN + 18))
+
+
+def settings(checkpoints: str, workers: int | tuple[int, int], **values: Any) -> TrainConfig:
+    return config.load(
+        TrainConfig,
+        None,
+        catalog="unused",
+        out="unused",
+        checkpoints=checkpoints,
+        run_name="run",
+        image_size=SIZE,
+        network={"width": 4, "dropout": 0.0},
+        optimizer="sgd",
+        learning_rate=0.005,
+        batch_size=16,
+        epochs=EPOCHS,
+        mixup=0.3,
+        averaged_weights=0.9,
+        select_by="last",
+        augmentation=[{"operation": "flip_left_right"}, {"operation": "frame", "rotation": 180, "shift": 0.1}],
+        workers=workers,
+        cpus_per_worker=0.5,
+        **values,
+    )
+
+
+def learn(own: TrainConfig, on_epoch: train.OnEpoch) -> tuple[list[np.ndarray], list[dict[str, float]]]:
+    """The weights that the run ends with, and its history."""
+    images = np.stack([synthetic.draw_lesion(label, seed, SIZE, SIZE) for seed, label in enumerate(LABELS)])
+    splits = {
+        "train": loop.Split(np.arange(TRAIN), LABELS[:TRAIN]),
+        "validation": loop.Split(np.arange(TRAIN, len(LABELS)), LABELS[TRAIN:]),
+    }
+    model, history, _ = train.fit(own, images, splits, on_epoch)
+    return [np.asarray(weights) for weights in model.get_weights()], history
+
+
+def main() -> None:
+    ray_session.connect()
+    weights, history = learn(
+        settings(sys.argv[1], int(sys.argv[2])), lambda metrics: print(f"epoch {metrics['epoch']:.0f}", flush=True)
+    )
+    np.savez(Path(sys.argv[3]), *weights, losses=[epoch["loss"] for epoch in history], allow_pickle=False)
+    ray_session.disconnect()
+
+
+if __name__ == "__main__":
+    main()

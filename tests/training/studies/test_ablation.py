@@ -1,0 +1,61 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from melanoma import ray_session, taxonomy
+from melanoma.catalog import schema
+from melanoma.catalog.build import build
+from melanoma.catalog.split import split
+from melanoma.errors import InputError
+from melanoma.training.studies import ablation
+from melanoma.training.studies.config import AblationConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_has_a_row_a_step_and_an_interval_a_figure() -> None:
+    accuracy = {"accuracy": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    figures = {"plain": dict.fromkeys(ablation.COLUMNS, accuracy), "ours": dict.fromkeys(ablation.COLUMNS, accuracy)}
+    lines = ablation.table(figures).splitlines()
+    assert [line.startswith("|") for line in lines].count(True) == 4
+    assert lines[2] == "| plain |" + " 0.500 [0.250, 0.750] |" * len(ablation.COLUMNS)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, lesion: Callable[..., bytes]) -> str:
+    for code, name in taxonomy.NAMES.items():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for seed in range(8):
+            (tmp_path / "set" / name / f"{code}-{seed}.jpg").write_bytes(lesion(code, seed))
+    return str(tmp_path / "catalog.parquet")
+
+
+def test_a_catalog_without_a_test_split_is_refused(catalog: str, tmp_path: Path) -> None:
+    schema.write(catalog, split(build([str(tmp_path / "set")]), validation=0.25, test=0.0, seed=0))
+    with pytest.raises(InputError, match="no test split"):
+        ablation.run(AblationConfig(catalog=catalog, out=str(tmp_path / "out")), print)
+
+
+@pytest.mark.slow
+def test_all_steps_are_trained_once(catalog: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    schema.write(catalog, split(build([str(tmp_path / "set")]), validation=0.25, test=0.25, seed=0))
+    own = AblationConfig(
+        catalog=catalog,
+        repaired=catalog,
+        out=str(tmp_path / "out"),
+        overrides=("epochs=1", "image_size=32", "network.width=4"),
+    )
+    said: list[str] = []
+    try:
+        figures = ablation.run(own, said.append)
+    finally:
+        ray_session.disconnect()
+    assert list(figures) == [*ablation.STEPS, "ours, labels repaired"]
+    assert len({of_step["model_version"] for of_step in figures.values()}) == len(figures)  # each names its run
+    assert (tmp_path / "out" / "ablation.md").read_text() == ablation.table(figures)
+    # Started again, it finds its bundles and trains nothing.
+    said.clear()
+    assert ablation.run(own, said.append) == figures
+    assert len(said) == len(figures)
