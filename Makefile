@@ -35,6 +35,7 @@ test-all: install lint
 lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
 
 # Needs a package registry; the lock names no host, so that any registry serves it.

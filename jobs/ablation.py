@@ -3,8 +3,8 @@
 python jobs/ablation.py [--config configs/ablation.yaml] [key=value ...]
 """
 
-from melanoma.cli import commands, jobs
+from melanoma.cli import jobs, studies
 from melanoma.training.studies.config import AblationConfig
 
 if __name__ == "__main__":
-    jobs.main(AblationConfig, commands.run_ablation, __doc__, default="configs/ablation.yaml")
+    jobs.main(AblationConfig, studies.run_ablation, __doc__, default="configs/ablation.yaml")

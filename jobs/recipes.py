@@ -3,8 +3,8 @@
 python jobs/recipes.py [--config configs/recipes.yaml] [key=value ...]
 """
 
-from melanoma.cli import commands, jobs
+from melanoma.cli import jobs, studies
 from melanoma.training.studies.config import RecipesConfig
 
 if __name__ == "__main__":
-    jobs.main(RecipesConfig, commands.run_recipes, __doc__, default="configs/recipes.yaml")
+    jobs.main(RecipesConfig, studies.run_recipes, __doc__, default="configs/recipes.yaml")

@@ -1,13 +1,65 @@
-"""melanoma: trains a CNN on ISIC skin images and scores image archives for melanoma, on a Ray cluster."""
+"""melanoma: trains a CNN on ISIC skin images and scores image archives for melanoma, on a Ray cluster.
+
+The functions and classes of `melanoma.api` are here as well, for notebooks: ``import melanoma as m``. They are imported
+when they are first used, as are the libraries that they need.
+"""
 
 import os
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("melanoma")
-except PackageNotFoundError:  # run from a working directory that `ray job submit` uploaded
-    __version__ = "0.0.0+source"
+if TYPE_CHECKING:
+    from melanoma.api import (
+        EvaluationResult,
+        Explanation,
+        ScoringResult,
+        TrainedModel,
+        alerts,
+        build_catalog,
+        evaluate,
+        load,
+        score,
+        split_catalog,
+        train,
+    )
+
+    __version__: str
+
+__all__ = [
+    "EvaluationResult",
+    "Explanation",
+    "ScoringResult",
+    "TrainedModel",
+    "__version__",
+    "alerts",
+    "build_catalog",
+    "evaluate",
+    "load",
+    "score",
+    "split_catalog",
+    "train",
+]
 
 # Read when TensorFlow and Keras are first imported, in every process of a cluster, so set before anything of ours is.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+if not TYPE_CHECKING:  # or a type checker would take any name for one of this package
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "__version__":
+            from melanoma.version import program_version  # takes half as long as all of Python to start
+
+            value = program_version()
+        else:
+            from melanoma import api
+
+            value = getattr(api, name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return __all__

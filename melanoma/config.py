@@ -1,13 +1,16 @@
-"""The typed configuration tree. YAML and ``key=value`` overrides become it, or one clear error.
+"""YAML and ``key=value`` overrides become a typed configuration, or one clear error.
 
-Each job has one model below, and its YAML files in ``configs/`` are read into it. A credential has no place here.
+The configuration of a job stands beside the job, such as `melanoma.scoring.config`, and is read from its YAML files in
+``configs/``. No configuration holds a credential.
 """
 
 import datetime
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
@@ -32,6 +35,23 @@ def _iso_date(value: Any) -> Any:
 Date = Annotated[str | None, BeforeValidator(_iso_date)]
 
 
+@dataclass(frozen=True)
+class PlaceKind:
+    """Marks a string of a configuration as a place: a file or folder that a job reads or writes.
+
+    `on_stores`: whether an s3:// URI may stand there, too. `words` mean something else and are no places.
+    """
+
+    on_stores: bool = True
+    words: tuple[str, ...] = ()
+
+
+Place = Annotated[str, PlaceKind()]
+"""A local path, or a file:// or s3:// URI. A submitted job refuses a relative one, see `relative_places`."""
+LocalPlace = Annotated[str, PlaceKind(on_stores=False)]
+"""A local path or a file:// URI: of a file that is appended to, which an object store cannot do."""
+
+
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -40,9 +60,19 @@ C = TypeVar("C", bound=Model)
 
 
 def load(model: type[C], path: str | None, overrides: Sequence[str] | None = None, **values: Any) -> C:
-    """Read `path` (YAML), apply ``a.b=value`` overrides, then `values` that are not None, and check the whole.
+    """Read a configuration; each of the last three arguments overrides those before it.
 
-    Raises InputError with one sentence: which key of which file, what is wrong with it, and the nearest right one.
+    Args:
+        model: The configuration's type.
+        path: A YAML file of it; None for none.
+        overrides: Such as "network.width=32": a dotted key, and a value in YAML.
+        **values: Values by key, which may be dotted. A value of None counts as not given.
+
+    Returns:
+        The whole, validated.
+
+    Raises:
+        InputError: With one sentence: which key of which file, what is wrong with it, and the nearest right one.
     """
     tree = _read_yaml(path) if path else {}
     for override in overrides or []:
@@ -54,8 +84,10 @@ def load(model: type[C], path: str | None, overrides: Sequence[str] | None = Non
         except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2026-13-45 looks like a date and is none
             raise InputError(f"The value of override {override!r} is not valid YAML.") from None
         _set(tree, key.split("."), value, override)
-    tree.update({key: value for key, value in values.items() if value is not None})
-    return _checked(model, tree, path)
+    for key, value in values.items():
+        if value is not None:
+            _set(tree, key.split("."), value, key)
+    return _validated(model, tree, path)
 
 
 def changed(config: C, values: Mapping[str, Any]) -> C:
@@ -63,10 +95,41 @@ def changed(config: C, values: Mapping[str, Any]) -> C:
     tree = config.model_dump(mode="json")
     for key, value in values.items():
         _set(tree, key.split("."), value, key)
-    return _checked(type(config), tree, None)
+    return _validated(type(config), tree, None)
 
 
-def _checked(model: type[C], tree: dict[str, Any], path: str | None) -> C:
+def relative_places(config: Model) -> Iterator[tuple[str, str, PlaceKind]]:
+    """The dotted key, the value and the kind of each place in a configuration that is a relative path."""
+    for key, place, kind in _places(config, type(config), ""):
+        if place not in kind.words and not place.startswith(("/", "s3://", "file://")):
+            yield key, place, kind
+
+
+def _places(value: Any, annotation: Any, key: str) -> Iterator[tuple[str, str, PlaceKind]]:
+    """The places in a `value` that stands under `key`, as its `annotation` marks them."""
+    arguments = get_args(annotation)
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            inner = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            yield from _places(getattr(value, name), inner, f"{key}.{name}" if key else name)
+    elif get_origin(annotation) is Annotated:
+        kinds = [mark for mark in arguments[1:] if isinstance(mark, PlaceKind)]
+        if kinds and isinstance(value, str):
+            yield key, value, kinds[0]
+        yield from _places(value, arguments[0], key)
+    elif get_origin(annotation) in (Union, UnionType):
+        for argument in arguments:
+            yield from _places(value, argument, key)
+    elif isinstance(value, tuple) and get_origin(annotation) is tuple:
+        inners = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        for each, inner in zip(value, inners, strict=False):
+            yield from _places(each, inner, key)
+    elif isinstance(value, Mapping) and len(arguments) == 2:
+        for name, each in value.items():
+            yield from _places(each, arguments[1], f"{key}.{name}")
+
+
+def _validated(model: type[C], tree: dict[str, Any], path: str | None) -> C:
     try:
         return model.model_validate(tree)
     except pydantic.ValidationError as error:

@@ -1,12 +1,13 @@
-"""What leaves the object store of a patient: decided here and nowhere else.
+"""Which data of a patient leave the object store: decided here and nowhere else.
 
 With a key in ``MELANOMA_PSEUDONYM_KEY`` patients and studies go by pseudonyms, in Parquet, pages, logs and deliveries:
-HMAC-SHA256, so that who has the key can find the patient, who has not cannot, and the same patient is the same
+HMAC-SHA256, so that whoever has the key can find the patient and nobody else can, and the same patient has the same
 pseudonym every night. The key is never written anywhere.
 
 A picture from which a person may be known (Recognizable Visual Features, DICOM PS3.3 C.8.12.13) is scored, and its
 alert raised, as any other; no page shows it, nor another image of the same photograph in its place. The page of a night
-does so too for one that may have text burned in, where that is configured: exports set that flag on everything.
+does not show a picture that may have text burned in either, where that is configured: exports set that flag on
+everything. From which elements of DICOM all this is read: see `melanoma.imaging.dicom`.
 """
 
 import hashlib
@@ -23,22 +24,23 @@ _LEAST_BYTES = 16
 
 @dataclass(frozen=True)
 class Privacy:
-    """`key`: None leaves identifiers as they are. `hold_back_annotated`: pictures with text in them are held back."""
+    """What is done with the data of patients."""
 
-    key: bytes | None = field(default=None, repr=False)
-    hold_back_annotated: bool = False
+    key: bytes | None = field(default=None, repr=False)  # None leaves identifiers as they are
+    hold_back_annotated: bool = False  # whether pictures with text in them are held back, too
 
     def pseudonym(self, identifier: str | None) -> str | None:
+        """32 hexadecimal digits for a patient or study; without a key the identifier itself."""
         if identifier is None or self.key is None:
             return identifier
         return hmac.digest(self.key, identifier.encode(), hashlib.sha256).hex()[:32]
 
     def fingerprint(self) -> str | None:
-        """Tells keys apart without telling the key."""
+        """16 hexadecimal digits that tell keys apart without telling the key; None where there is none."""
         return None if self.key is None else hmac.digest(self.key, b"fingerprint", hashlib.sha256).hex()[:16]
 
     def columns(self, header: Header) -> dict[str, str | bool | None]:
-        """What the scores say of a patient, in the columns `triage.PATIENT_FIELDS`."""
+        """What the scores say of a patient, in the columns `melanoma.scoring.tables.PATIENT_FIELDS`."""
         return {
             "patient_id": self.pseudonym(header.patient_id),
             "study_uid": self.pseudonym(header.study_uid),
@@ -49,7 +51,7 @@ class Privacy:
 
 
 def from_environment(hold_back_annotated: bool) -> Privacy:
-    """Raises InputError where the key is too short to be one."""
+    """With the key of ``MELANOMA_PSEUDONYM_KEY``. Raises InputError where it is too short to be one."""
     key = os.environ.get(KEY, "").encode()
     if key and len(key) < _LEAST_BYTES:
         raise InputError(

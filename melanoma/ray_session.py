@@ -21,8 +21,8 @@ STARTED_HERE: dict[str, Any] = {
 def connect() -> None:
     """Join the cluster that ``RAY_ADDRESS`` names (`ray job submit` sets it), or start a Ray of this process's own.
 
-    A local Ray has no dashboard, answers only who has its token (Ray listens on all interfaces, whatever address it is
-    given), and ends with the process.
+    A local Ray has no dashboard, answers only those who have its token (Ray listens on all interfaces, whatever address
+    it is given), and ends with the process.
     """
     _quiet_ray_data()
     if ray.is_initialized():

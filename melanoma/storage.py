@@ -22,15 +22,9 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote
 
-import boto3
-import boto3.exceptions
-import botocore.config
-import botocore.exceptions
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-import tenacity
-import urllib3.exceptions
 
 from melanoma.errors import InputError
 
@@ -40,8 +34,6 @@ T = TypeVar("T")
 _NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
 _BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError"}
 _BODY_ATTEMPTS = 3
-# While a body is read, not every error of urllib3 becomes one of botocore.
-_BROKEN_OFF = (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError)
 _FORBIDDEN = {
     "AccessDenied",
     "403",
@@ -118,6 +110,9 @@ _client_lock = threading.Lock()
 
 @functools.cache
 def _client(process: int) -> Any:
+    import boto3
+    import botocore.config
+
     # A session of its own: the default one may not be shared by threads, and keeps the credentials it first saw.
     session = boto3.session.Session()
     return session.client(
@@ -142,6 +137,8 @@ def forget_client() -> None:
 
 def _s3() -> Any:
     """The client of this process: it is thread-safe, but must not be carried through a fork."""
+    import botocore.exceptions  # takes 0.2 s, which a command on local files need not wait for
+
     try:
         with _client_lock:  # or sixteen threads would each make one, at 0.2 s
             return _client(os.getpid())
@@ -164,22 +161,42 @@ def _plain_errors(function: Callable[P, T]) -> Callable[P, T]:
             if error.errno is None or not error.strerror:
                 raise
             raise type(error)(f"{args[0]}: {error.strerror[0].lower()}{error.strerror[1:]}.") from None
-        except botocore.exceptions.ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-            raise _os_error(code, status, str(args[0])) from None
-        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
-            raise PermissionError(
-                f"No S3 credentials for {args[0]}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-            ) from None
-        except botocore.exceptions.ParamValidationError:
-            raise FileNotFoundError(f"{args[0]} is not a valid S3 name.") from None
-        except (*_BROKEN_OFF, boto3.exceptions.Boto3Error) as error:
-            raise UnavailableError(f"The object store did not answer for {args[0]} ({type(error).__name__}).") from None
-        except ValueError:  # a null byte, or half a surrogate pair
-            raise FileNotFoundError(f"{args[0]!a} cannot be the name of a file or object.") from None
+        except Exception as error:
+            if plain := _plain_error(error, str(args[0])):
+                raise plain from None
+            raise
 
     return wrapped
+
+
+def _plain_error(error: Exception, uri: str) -> OSError | None:
+    """The plain error for one of the S3 client; None for any other."""
+    import boto3.exceptions
+    import botocore.exceptions
+
+    if isinstance(error, botocore.exceptions.ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        return _os_error(code, status, uri)
+    if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
+        return PermissionError(
+            f"No S3 credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        )
+    if isinstance(error, botocore.exceptions.ParamValidationError):
+        return FileNotFoundError(f"{uri} is not a valid S3 name.")
+    if isinstance(error, (*_broken_off(), boto3.exceptions.Boto3Error)):
+        return UnavailableError(f"The object store did not answer for {uri} ({type(error).__name__}).")
+    if isinstance(error, ValueError):  # a null byte, or half a surrogate pair
+        return FileNotFoundError(f"{uri!a} cannot be the name of a file or object.")
+    return None
+
+
+def _broken_off() -> tuple[type[Exception], ...]:
+    """While a body is read, not every error of urllib3 becomes one of botocore."""
+    import botocore.exceptions
+    import urllib3.exceptions
+
+    return botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError
 
 
 def _os_error(code: str, status: str, uri: str) -> OSError:
@@ -270,7 +287,7 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
                 raise UnavailableError(f"The object store did not say how long {uri} is.")
             if limit is not None:
                 wanted = min(wanted, limit + 1)
-            with contextlib.closing(response["Body"]) as body, contextlib.suppress(*_BROKEN_OFF):
+            with contextlib.closing(response["Body"]) as body, contextlib.suppress(*_broken_off()):
                 # botocore repeats a request, but not a body that breaks off, and takes part of one for all of it.
                 if len(data := bytes(body.read(wanted))) == wanted:
                     return data
@@ -284,8 +301,16 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
 
 @_plain_errors
 def read_range(uri: str, offset: int, length: int, etag: str = "") -> bytes:
-    """So many bytes of an object from `offset` on, fewer where it ends. Raises as `read_bytes`, and ChangedError where
-    the object is not the one of the `etag` any more; "" is any."""
+    """Read a part of an object.
+
+    Args:
+        uri: An s3:// URI or local path.
+        offset: The first byte, counted from 0.
+        length: How many bytes at most; fewer are returned where the object ends.
+        etag: As a listing gave it; "" is any.
+
+    Raises ChangedError where the object is not the one of the `etag` any more, and OSError as `read_bytes`.
+    """
     if length <= 0:
         return b""
     changed = ChangedError(f"{uri} has changed since it was listed.")
@@ -297,7 +322,7 @@ def read_range(uri: str, offset: int, length: int, etag: str = "") -> bytes:
             if etag and str(response.get("ETag", "")).strip('"') != etag:
                 response["Body"].close()
                 raise changed
-            with contextlib.closing(response["Body"]) as body, contextlib.suppress(*_BROKEN_OFF):
+            with contextlib.closing(response["Body"]) as body, contextlib.suppress(*_broken_off()):
                 if len(data := bytes(body.read(length))) == response.get("ContentLength"):
                     return data
         raise UnavailableError(f"The object store broke off while sending {uri}.")
@@ -374,6 +399,8 @@ def check_writable(uri: str) -> None:
 def exists(uri: str) -> bool:
     if not is_s3(uri):
         return os.path.exists(uri)
+    import botocore.exceptions
+
     bucket, key = _split(uri)
     try:
         _s3().head_object(Bucket=bucket, Key=key)
@@ -427,6 +454,8 @@ class Store:
     patience: float = 0.0
 
     def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        import tenacity
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(UnavailableError),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Diagnosis:
+    """A diagnosis of the taxonomy; `aliases` are words of source sets for it, in lower case."""
+
     code: str
     name: str
     malignant: bool
@@ -48,7 +50,7 @@ _ALIASES: dict[str, str] = {
 }
 
 
-# The challenges' BKL is HAM10000's: seborrheic and lichenoid keratosis and solar lentigo alike.
+# The challenges' BKL is HAM10000's: seborrheic keratosis, lichenoid keratosis and solar lentigo.
 _CHALLENGE: dict[str, str] = {"BKL": "BKL|SK", "AKIEC": "AK|SCC"}
 
 
@@ -110,7 +112,7 @@ def merged_classes(labels: Iterable[str], among: Iterable[str] = CODES) -> tuple
 
 
 def identity(image_id: str, uri: str | None) -> str:
-    """What tells a photograph from others: an ISIC id wherever it stands, any other id only in its own folder.
+    """What tells a photograph from others: an ISIC id wherever it stands, any other id only within its folder.
 
     Many sets number the files of each class folder anew: benign/1.jpg and malignant/1.jpg are two photographs.
     """
@@ -123,7 +125,7 @@ def is_global(image_id: str) -> bool:
 
 
 def number_identity(number: str, source: str) -> str:
-    """What tells a lesion or patient from others: ISIC's numbers wherever they stand, any other only in its own source.
+    """What tells a lesion or patient from others: ISIC's numbers wherever they stand, any other only in its source.
 
     Two hospitals both have a patient 7. ISIC's are ``HAM_0000118``, ``IL_7972535`` and ``IP_7279968``.
     """

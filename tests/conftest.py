@@ -19,18 +19,49 @@ from PIL import Image
 
 import melanoma
 from melanoma import cli, storage, taxonomy
+from melanoma.catalog.seen import digest
+from melanoma.demo.lesions import draw_lesion
 from melanoma.demo.local_s3 import LocalS3, serve
-from melanoma.demo.synthetic import draw_lesion
 from melanoma.imaging.decode import decode
 from melanoma.imaging.hashing import perceptual_hash
 from melanoma.model import bundle as bundles
 from melanoma.model import outliers
 from melanoma.model.bundle import Bundle
-from melanoma.model.predictor import Predictor
+from melanoma.model.manifest import Draft
+from melanoma.model.predictor import CompiledNetwork, Predictor, calibrated
 from melanoma.training.config import Network, TrainConfig
+from tests.support import in_this_process
+from tests.support.shared_ray import SharedRay
 
 LESION_SIZE = 96  # pixels a side of a generated lesion
 INPUT_SIZE = 32  # pixels a side of the bundle's input
+
+# They begin first, in this order: a long module that began last would keep one test process waiting for the other.
+LONGEST_FIRST = (
+    "integration/test_interrupted_runs.py",
+    "scoring/test_run.py",
+    "training/test_faults.py",
+    "integration/test_jobs.py",
+    "evaluation/test_run.py",
+    "training/test_networks.py",
+    "scoring/test_faults.py",
+    "integration/test_one_probability.py",
+    "evaluation/test_report.py",
+    "serving/test_app.py",
+    "model/test_explain.py",
+    "training/test_configs.py",
+    "test_readme.py",
+    "test_api.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: order.get(item.path.relative_to(tests).as_posix(), len(order)))
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +119,6 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., 
     most neither.
     """
     # TensorFlow takes seconds to import, which tests without a bundle need not wait for.
-    from melanoma.evaluation.run import digest
     from melanoma.training import networks
 
     config = TrainConfig(
@@ -99,18 +129,30 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., 
         network=Network(name="student", width=4),
         seed=11,
     )
-    seen = [(code, seed, lesion(code, seed)) for code in taxonomy.CODES for seed in range(100, 104)]
-    train, validation = seen[::2], seen[1::2]
-    pixels = {
-        name: np.stack([decode(data, INPUT_SIZE).pixels for _, _, data in part])
-        for name, part in {"train": train, "validation": validation}.items()
+    seen = {f"{code}-{seed}": lesion(code, seed) for code in taxonomy.CODES for seed in range(100, 104)}
+    draft = _draft(config, np.stack([decode(data, INPUT_SIZE).pixels for data in seen.values()]))
+    files = {
+        "model.keras": bundles.model_bytes(networks.build(config.network, INPUT_SIZE, config.seed)),
+        "training_images.parquet": _training_images(seen),
+        "evaluation/metrics.json": b"{}\n",
     }
-    manifest: dict[str, Any] = {
+    lesions = [decode(lesion(code, seed), INPUT_SIZE).pixels for code in taxonomy.CODES for seed in range(4)]
+    network = CompiledNetwork(files["model.keras"], INPUT_SIZE)
+    probabilities = calibrated(network.logits(np.stack(lesions)), draft["calibration"]["temperature"])
+    review, urgent = np.quantile(probabilities[:, taxonomy.CODES.index(taxonomy.MELANOMA)], [0.7, 0.9]).tolist()
+    draft["thresholds"] = {"review": review, "urgent": urgent, "chosen": "to raise 11 of 36 generated lesions"}
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    bundles.write(str(folder), Draft.model_validate(draft), files)
+    return folder
+
+
+def _draft(config: TrainConfig, seen: np.ndarray) -> dict[str, Any]:
+    """All that the bundle says but its thresholds; `seen` has images of train and validation in turn."""
+    return {
         "created": "2026-11-20T01:02:03+00:00",
         "input_size": INPUT_SIZE,
         "calibration": {"method": "temperature", "temperature": 0.5, "fitted_on": "validation"},
-        "thresholds": {"review": 0.5, "urgent": 0.5},
-        "outliers": outliers.fit(pixels["train"], pixels["validation"]),
+        "outliers": outliers.fit(seen[::2], seen[1::2]),
         "training": {
             "config": config.model_dump(mode="json"),
             "catalog_fingerprint": hashlib.sha256(b"catalog").hexdigest(),
@@ -131,31 +173,21 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., 
             "melanoma_auc": {"value": 0.5, "low": 0.25, "high": 0.75},
         },
     }
-    training_images = pa.table(
+
+
+def _training_images(seen: dict[str, bytes]) -> bytes:
+    """As a bundle of an earlier version has them; `seen` by image id, train and validation in turn."""
+    table = pa.table(
         {
-            "sha256": [hashlib.sha256(data).hexdigest() for _, _, data in [*train, *validation]],
-            "image_id_sha256": [digest(f"{code}-{seed}") for code, seed, _ in [*train, *validation]],
-            "perceptual_hash": [
-                perceptual_hash(Image.open(io.BytesIO(data)).convert("RGB")) for _, _, data in [*train, *validation]
-            ],
-            "split": ["train"] * len(train) + ["validation"] * len(validation),
+            "sha256": [hashlib.sha256(data).hexdigest() for data in seen.values()],
+            "image_id_sha256": [digest(image_id) for image_id in seen],
+            "perceptual_hash": [perceptual_hash(Image.open(io.BytesIO(data)).convert("RGB")) for data in seen.values()],
+            "split": [("train", "validation")[place % 2] for place in range(len(seen))],
         }
     )
-    parquet = io.BytesIO()
-    pq.write_table(training_images, parquet)
-    files = {
-        "model.keras": bundles.model_bytes(networks.build(config.network, INPUT_SIZE, config.seed)),
-        "training_images.parquet": parquet.getvalue(),
-        "evaluation/metrics.json": b"{}\n",
-    }
-    draft = Bundle(bundles.seal(manifest, files), files["model.keras"], files["training_images.parquet"])
-    lesions = [decode(lesion(code, seed), INPUT_SIZE).pixels for code in taxonomy.CODES for seed in range(4)]
-    p_melanoma = Predictor(draft).probabilities(np.stack(lesions))[:, taxonomy.CODES.index(taxonomy.MELANOMA)]
-    review, urgent = np.quantile(p_melanoma, [0.7, 0.9]).tolist()
-    manifest["thresholds"] = {"review": review, "urgent": urgent, "chosen": "to raise 11 of 36 generated lesions"}
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    bundles.write(str(folder), manifest, files)
-    return folder
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -173,37 +205,62 @@ def other_bundle_path(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) 
     """The folder of a bundle with other weights than `bundle`, and all else alike. Not to be written to."""
     from melanoma.training import networks
 
-    config = TrainConfig.model_validate(bundle.manifest["training"]["config"])
+    config = TrainConfig.model_validate(bundle.manifest.training.config)
     model = networks.build(config.network, bundle.input_size, config.seed + 1)
-    manifest = {key: value for key, value in bundle.manifest.items() if key not in ("model_version", "files")}
     folder = tmp_path_factory.mktemp("bundle") / "other"
     bundles.write(
         str(folder),
-        manifest,
+        bundle.manifest.draft(),
         {"model.keras": bundles.model_bytes(model), "training_images.parquet": bundle.training_images},
     )
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_ray_left_behind() -> Iterator[None]:
-    """A Ray that one test module leaves running would silently be that of the next."""
-    yield
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
-        pytest.fail("This module leaves its Ray running.")
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[SharedRay]:
+    """The Ray of this test process, which may not run yet. For tests that need another one: `set_aside`."""
+    shared = SharedRay()
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray Train asks its workers every two seconds how they are, which is longer than an epoch of these tests takes,
+        # and watches for a cloud that takes machines back. Without both a training takes 19 seconds and not 31.
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        yield shared
+        shared.stop()
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(s3: LocalS3) -> Iterator[None]:
-    """A Ray of the test module's own, as the commands start it. Its workers know of `s3`, as they inherit this
-    process's environment."""
-    from melanoma import ray_session
+def ray_cluster(shared_ray: SharedRay, s3: LocalS3) -> None:
+    """The Ray of this test process runs. Its workers know of `s3`, as they inherit this process's environment."""
+    shared_ray.start()
 
-    ray_session.connect()
+
+@pytest.fixture
+def scored_in_this_process() -> Iterator[None]:
+    """Scoring runs need no Ray, and start at once: for tests of what the driver decides."""
+    with in_this_process.scored_in_this_process():
+        yield
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of a report are not drawn, which takes seconds: for tests that do not look at them."""
+    blank = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(blank, "PNG")
+    monkeypatch.setattr("melanoma.evaluation.report.figure_png", lambda figure: blank.getvalue())
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of the object store tries as often as ever, but does not wait for seconds in between."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.01)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left_behind(shared_ray: SharedRay) -> Iterator[None]:
+    """A Ray, a node or an actor that one test module leaves running would silently be that of the next."""
     yield
-    ray_session.disconnect()
+    shared_ray.assert_nothing_is_left()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 
@@ -191,3 +191,55 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
     loaded = config.load(TrainConfig, write(tmp_path, TRAIN))
     with pytest.raises(ValueError, match="frozen"):
         loaded.epochs = 1
+
+
+# Strings of the configurations that name something else. `config` is a YAML file that is only read: it comes with the
+# working directory of a submitted job.
+NO_PLACES = {
+    *("config", "overrides", "name", "run_name", "licence", "mlflow", "experiment"),  # of trainings and studies
+    *("sources", "by", "leave_out"),  # of evaluations and studies: names in a catalog
+    *("run_id", "run_date", "metrics_host", "webhook", "smtp_host", "mail_from", "mail_to"),  # of scoring
+    *("label", "over", "to", "image_ids", "reason"),  # of rules of repair
+}
+
+
+def test_every_string_of_a_configuration_is_a_place_or_known_not_to_be_one() -> None:
+    def strings(annotation: Any, marks: tuple[Any, ...]) -> bool:
+        """Whether there may be a string that nothing marks as a place."""
+        if any(isinstance(mark, config.PlaceKind) for mark in marks):
+            return False
+        if get_origin(annotation) is Annotated:
+            return strings(get_args(annotation)[0], get_args(annotation)[1:])
+        if get_origin(annotation) in (Literal, dict):
+            return False
+        return annotation is str or any(strings(each, ()) for each in get_args(annotation))
+
+    models = [*set(MODELS.values())]
+    for model in models:  # grows while it is walked
+        for name, field in model.model_fields.items():
+            models += [inner for inner in config._models(field.annotation) if inner not in models]
+            if name not in NO_PLACES:
+                assert not strings(field.annotation, tuple(field.metadata)), f"{model.__name__}.{name}"
+
+
+def test_a_place_of_any_depth_is_found() -> None:
+    class Inner(config.Model):
+        files: dict[str, tuple[config.Place, ...]]
+        word: str = "word"
+
+    class Outer(config.Model):
+        inner: Inner | None = None
+        pair: tuple[int, config.LocalPlace] = (0, "pair")
+        either: config.Place | int = 3
+        fine: tuple[config.Place, ...] = ("/a", "s3://b", "file:///c")
+
+    found = list(config.relative_places(Outer(inner=Inner(files={"a": ("x", "/y")}), either="z")))
+    assert [(key, place) for key, place, _ in found] == [("inner.files.a", "x"), ("pair", "pair"), ("either", "z")]
+    assert [kind.on_stores for _, _, kind in found] == [True, False, True]
+
+
+def test_values_may_have_dotted_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, TRAIN + "network: {name: student, width: 8}\n")
+    values: dict[str, Any] = {"network.width": 4, "epochs": 2}
+    loaded = config.load(TrainConfig, path, **values)
+    assert (loaded.network.name, loaded.network.width, loaded.epochs) == ("student", 4, 2)

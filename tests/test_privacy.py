@@ -16,8 +16,8 @@ def test_without_a_key_identifiers_are_as_they_are() -> None:
 
 
 def test_with_a_key_the_same_patient_is_the_same_pseudonym_and_no_more() -> None:
-    found, again = (Privacy(b"k" * 16).columns(HEADER) for _ in range(2))
-    assert found == again
+    found, repeated = (Privacy(b"k" * 16).columns(HEADER) for _ in range(2))
+    assert found == repeated
     assert found["patient_id"] != Privacy(b"K" * 16).columns(HEADER)["patient_id"]
     assert "4711" not in str(found)
     assert "1.2.840.1" not in str(found)

@@ -16,7 +16,7 @@ def group_ids(frame: pd.DataFrame) -> list[str]:
 
     Which pictures are near-duplicates: see `melanoma.catalog.near_duplicates`.
 
-    The id comes from the members' content, so it depends neither on the order of the rows nor on their location.
+    The id comes from the content of its images, so it depends neither on the order of the rows nor on their location.
     """
     sha256 = [value or None for value in frame["sha256"]]
     lesions, patients = (number_keys(frame, column) for column in ("lesion_id", "patient_id"))

@@ -7,20 +7,20 @@ How thumbnails are compared, without comparing all pairs:
    descriptions of its eight orientations follow from one by changes of sign and by transposition.
 2. faiss finds the nearest ones: an inverted file (IVF) of k-means lists visits a few lists and not all images. faiss,
    because it is the reference implementation of such search, runs on all cores, and needs neither a service nor a GPU.
-   Of a cropped copy a picture's own inner part is a near one, so each also asks with its inner parts.
+   A cropped copy is near to a picture's inner part, so each also asks with its inner parts.
 3. What is near, but for a small shift and stretch, is kept: the tangent distance of Simard, LeCun and Denker (1992).
 4. Those are laid over one another by the method of Lucas and Kanade (1981; Baker and Matthews 2004,
    doi:10.1023/B:VISI.0000011205.11775.fd) with shift and scale along each axis, which is what a crop does to a squashed
-   picture, and compared by the correlation of what differs from its own surroundings, as a share of the contrast there:
+   picture, and compared by the correlation of what differs from its surroundings, as a share of the contrast there:
    light, exposure and a dark rim count little, hairs and pigment network count much.
 
-The threshold was chosen on 8,063 images of HAM10000 and 2,359 of nine-class ISIC, 54 million pairs. Of different lesion
-ids 12 pairs are above 0.7, which by eye all show one lesion, and 3 between 0.6 and 0.7, which do so too; the first that
-shows two lesions has 0.59. All 1,412 pairs of files of one ISIC id are found, and 97% or more of 600 copies of each of
-the kinds below. Different photographs of one lesion are found where the camera hardly moved.
+The threshold was chosen on 8,063 images of HAM10000 and 2,359 of nine-class ISIC, 54 million pairs. 12 pairs of
+different lesion ids are above 0.7, which by eye all show one lesion, and 3 between 0.6 and 0.7, which do so too; the
+first that shows two lesions has 0.59. All 1,412 pairs of files of one ISIC id are found, and 97% or more of 600 copies
+of each of the kinds below. Different photographs of one lesion are found where the camera hardly moved.
 
 Measured then on 2,146 images of ISIC 2017, of other cameras: 16 pairs are above 0.7, by eye one lesion each; the first
-pair of two lesions has 0.55. Copies of 200 of them, searched for among all, with JPEG of quality 90 or what is said:
+pair of two lesions has 0.55. Copies of 200 of them, searched for among all, with JPEG of quality 90 or as stated:
 
     200  JPEG of quality 70 or 50; scaled to 80% or 50%; each of the 7 mirrored and rotated ones; cropped by 5% of the
          area, of the sides, or on each side; brightness 0.7; contrast 0.7 or 1.3; another colour; mirrored, 80% and
@@ -48,7 +48,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from melanoma.imaging.hashing import NEAR_DUPLICATE_DISTANCE, THUMBNAIL_SIDE, orientations
 
-_ALIKE = 0.70  # similarity from which two thumbnails are of one photograph
+_LEAST_SIMILARITY = 0.70  # similarity from which two thumbnails are of one photograph
 _FLAT = 1.0  # grey levels: a thumbnail of a lesser standard deviation has nothing to compare
 
 _FREQUENCIES = 8  # half waves along a side that a description counts
@@ -98,7 +98,7 @@ def find(frame: pd.DataFrame) -> list[Pair]:
         first, *others = by_thumbnail[data]
         pairs += [(first, other, "same picture", 1.0) for other in others]
     pictures = np.frombuffer(b"".join(distinct), dtype=np.uint8).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    for a, b, how, similarity in _alike(pictures):
+    for a, b, how, similarity in _similar(pictures):
         pairs.append((by_thumbnail[distinct[a]][0], by_thumbnail[distinct[b]][0], how, similarity))
     if bare:
         # Those without a thumbnail come first in their list, and stand for all of it.
@@ -149,7 +149,7 @@ _SIGNS = np.where(np.arange(_FREQUENCIES) % 2, -1, 1).astype(
 )  # a mirrored wave of odd number is its negative
 
 
-def _alike(pictures: np.ndarray) -> Iterator[tuple[int, int, str, float]]:
+def _similar(pictures: np.ndarray) -> Iterator[tuple[int, int, str, float]]:
     """Pairs of pictures uint8 [n, side, side] that are of one photograph, how, and how similar."""
     if len(pictures) < 2:
         return
@@ -159,7 +159,7 @@ def _alike(pictures: np.ndarray) -> Iterator[tuple[int, int, str, float]]:
     parts = [_Hits(*(v[start : start + _CHUNK] for v in hits)) for start in range(0, len(hits.query), _CHUNK)]
     with ThreadPoolExecutor(threads) as pool:
         for part, (similarity, words) in zip(parts, pool.map(lambda part: _verify(pictures, part), parts), strict=True):
-            for place in np.flatnonzero(similarity >= _ALIKE).tolist():
+            for place in np.flatnonzero(similarity >= _LEAST_SIMILARITY).tolist():
                 yield int(part.query[place]), int(part.other[place]), words[place], float(similarity[place])
 
 
@@ -195,7 +195,7 @@ def _candidates(pictures: np.ndarray) -> _Hits:
             turn, cut = np.full_like(query, orientation), np.full_like(query, inset)
             found.append(_Hits(query, other, turn, cut, agreement))
     hits = _Hits(*(np.concatenate(values) for values in zip(*found, strict=True)))
-    # Of a pair that was found in several ways, the best one is verified.
+    # Where a pair was found in several ways, the best one is verified.
     low, high = np.minimum(hits.query, hits.other), np.maximum(hits.query, hits.other)
     order = np.lexsort((-hits.agreement, high, low))
     best = order[np.unique(low[order] * count + high[order], return_index=True)[1]]
@@ -360,11 +360,11 @@ def seen(hashes: Iterable[str | None], known: Iterable[str | None]) -> set[int]:
 
     For where no picture may be kept, only its perceptual hash. Crops by more than 1% or so are not found.
     """
-    own = {place: value for place, value in enumerate(hashes) if value}
+    asked = {place: value for place, value in enumerate(hashes) if value}
     others = sorted({value for value in known if value})
-    if not own or not others:
+    if not asked or not others:
         return set()
-    turned = [(place, other) for place, value in own.items() for other in orientations(value)]
+    turned = [(place, other) for place, value in asked.items() for other in orientations(value)]
     limits, _ = _within([value for _, value in turned], others, NEAR_DUPLICATE_DISTANCE)
     return {turned[at][0] for at in np.flatnonzero(np.diff(limits)).tolist()}
 

@@ -23,7 +23,7 @@ _MOST_CATEGORIES = 250  # the tree's histograms have 255 bins
 class Property:
     name: str
     columns: tuple[str, ...]  # of the frame that `_features` makes
-    clinical: bool = False  # said of the patient: a doctor may use it, a network that sees only the picture must not
+    clinical: bool = False  # of the patient: a doctor may use it, a network that sees only the picture must not
 
 
 PROPERTIES: tuple[Property, ...] = (
@@ -152,14 +152,22 @@ def _out_of_fold_scores(features: pd.DataFrame, positive: np.ndarray, fold: np.n
 def cross_validated_auc(
     positive: np.ndarray, score: np.ndarray, fold: np.ndarray, group: np.ndarray
 ) -> tuple[float, float | None, float | None]:
-    """The mean of the folds' areas under the ROC curve with an interval of at least 95%; None where nothing varies.
+    """The mean of the folds' areas under the ROC curve with an interval of at least 95%.
 
     The variance is that of the influence curve (LeDell, Petersen and van der Laan 2015, doi:10.1214/15-EJS1035; of one
     fold it is DeLong's). Influences are summed within a group before they are squared, as images of a group are no two
     witnesses (Obuchowski 1997, doi:10.2307/2533958). It takes the fitted scores as given, but folds share what they are
     fitted on: alone, it covered 0.5 in 83% to 87% of simulated sets without any relation. So it is multiplied as Nadeau
-    and Bengio say (2003, doi:10.1023/A:1024068626366), which gave 96% to 98%. All arguments have one value an image;
-    each fold has both kinds.
+    and Bengio say (2003, doi:10.1023/A:1024068626366), which gave 96% to 98%.
+
+    Args:
+        positive: bool [n], melanoma or not; each fold has both.
+        score: float [n], fitted on the other folds.
+        fold: int [n].
+        group: int [n], which images belong together.
+
+    Returns:
+        The mean, and the ends of the interval, which are None where nothing varies.
     """
     folds = np.unique(fold)
     influence = np.zeros(len(positive))
@@ -174,7 +182,7 @@ def cross_validated_auc(
     auc = float(np.mean(areas))
     total = np.bincount(np.unique(group, return_inverse=True)[1], influence / len(folds))
     variance = np.sum(total**2) * len(total) / max(1, len(total) - 1)
-    # Of k folds a k-th is held out, and the rest is fitted on: (1/k + 1/(k - 1)) instead of 1/k.
+    # A k-th is held out of k folds, and the rest is fitted on: (1/k + 1/(k - 1)) instead of 1/k.
     shared = 1 + len(folds) / (len(folds) - 1) if len(folds) > 1 else 1.0
     error = float(np.sqrt(variance * shared))
     if error < 1e-12:

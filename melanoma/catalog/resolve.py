@@ -4,7 +4,7 @@ Rules are read from YAML, see ``configs/isic9.yaml``, and applied in order:
 
 - ``prefer``: of a photograph (same ISIC id or same bytes) under both labels, all copies get `label` instead of `over`.
 - ``relabel``: images under `label`, or those of `image_ids` under it, get the label `to`.
-- ``drop``: images under `label`, or those of `image_ids`, are used no more.
+- ``drop``: images under `label`, or those of `image_ids`, are no longer used.
 - ``drop_copies``: of several copies of a photograph (same ISIC id or same bytes) one is kept, of the first split of
   `keep` that has one. Copies whose labels still exclude one another stay as they are: no rule has said which wins.
   With `within_source`, one is kept of each source, so that each can still be measured whole.
@@ -129,9 +129,9 @@ def _apply(frame: pd.DataFrame, rule: Rule) -> int:
         ]
         _drop(frame, changed, rule.reason)
     elif isinstance(rule, Group):
-        members = set(frame.loc[frame["image_id"].isin(rule.image_ids), "group_id"])
-        one = min(members, default="")
-        joined = frame["group_id"].isin(members)
+        group_ids = set(frame.loc[frame["image_id"].isin(rule.image_ids), "group_id"])
+        one = min(group_ids, default="")
+        joined = frame["group_id"].isin(group_ids)
         changed = list(frame.index[joined & (frame["group_id"] != one)])
         _note(frame, changed, f"grouped with {one}", rule.reason)
         frame.loc[changed, "group_id"] = one

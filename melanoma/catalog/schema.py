@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         ("sex", pa.string()),
         ("anatomic_site", pa.string()),
         # Properties of the picture that are not the lesion's.
-        ("sharpness", pa.float32()),  # of melanoma.imaging.decode.quality
+        ("sharpness", pa.float32()),  # of melanoma.imaging.measures.quality
         ("exposure", pa.float32()),
         ("dark_border", pa.float32()),  # share of the picture, 0 to 1, that is the dark frame of a dermatoscope
         ("thumbnail", pa.binary()),  # of melanoma.imaging.hashing: what near-duplicates are verified on

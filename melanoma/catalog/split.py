@@ -17,11 +17,18 @@ def split(
     No group lies in two splits. Within each label of each source, groups are dealt in a seeded random order to the
     split that lacks most of its share. Images without a label or with an error have no split.
 
-    A test split that the catalog brings along (a ``Test`` folder, a column of the manifest) is kept as it is, `test`
-    then must be 0, and images of its groups outside it are set aside (split null): training on them would leak. With
-    `given_test` "aside", all images of its groups are set aside, its own, too, and `test` is a share of the others.
+    Args:
+        frame: The catalog.
+        validation: Share of the images, 0 to below 1.
+        test: Likewise.
+        seed: Decides the order.
+        given_test: What becomes of a test split that the catalog brings along (a ``Test`` folder, a column of the
+            manifest). "keep": it stays as it is, `test` must be 0, and images of its groups outside it are set aside
+            (split null), because training on them would leak. "aside": all images of its groups are set aside, and
+            `test` is a share of the others.
 
-    `validation` and `test` are shares of the images, 0 to below 1. Raises InputError where they leave nothing to train.
+    Raises:
+        InputError: The shares leave nothing to train on, or do not fit the test split of the catalog.
     """
     if not (validation >= 0 and test >= 0 and validation + test < 1):  # NaN, too
         raise InputError("The shares of validation and test must be 0 or more, and together below 1.")

@@ -1,5 +1,5 @@
-"""The command `melanoma`."""
+"""The command `melanoma`, one file a noun: words in, a function of `melanoma.api` or the library, words out."""
 
-from melanoma.cli.commands import app, main, run
+from melanoma.cli.app import app, main, run
 
 __all__ = ["app", "main", "run"]

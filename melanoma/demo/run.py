@@ -19,10 +19,13 @@ import numpy as np
 from melanoma import config, ray_session, storage
 from melanoma.catalog import build, schema
 from melanoma.catalog import split as splitting
-from melanoma.demo import local_s3, synthetic
+from melanoma.demo import local_s3
+from melanoma.demo.archive_files import broken_files, good_files
+from melanoma.demo.lesions import write_class_folders
 from melanoma.errors import InputError
-from melanoma.imaging.decode import decode_image
+from melanoma.imaging import load
 from melanoma.scoring.config import ScoreConfig
+from melanoma.scoring.record import RunRecord
 from melanoma.scoring.run import score
 from melanoma.training import train
 from melanoma.training.config import TrainConfig
@@ -54,12 +57,13 @@ TRAINING: dict[str, Any] = {
 }
 
 
-def demo(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def demo(out: Path, say: Callable[[str], None]) -> RunRecord:
     """Run the demo in the folder `out` and return the commit record of its scoring run.
 
-    Raises InputError where `out` holds something that is not an earlier demo's.
+    Raises InputError where `out` holds something that is not an earlier demo's, or there is no rclone.
     """
     began = time.monotonic()
+    local_s3.find_rclone()  # before anything is written
     objects = _fresh(out)
     with local_s3.serve(objects, log=out / "s3.log") as server, _environment(server.environment()):
         say(f"Object storage: an S3 server at {server.endpoint}, its buckets are the folders of {objects}.")
@@ -84,23 +88,23 @@ def demo(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
             ),
             say=say,
         )
-    record, counts = outcome.record, outcome.record["counts"]
-    metrics = bundle.manifest["metrics"]
-    folder = f"run_date={record['run_date']}/run_id={record['run_id']}"
-    kinds = ", ".join(f"{number} {kind}" for kind, number in counts["rejects_by_kind"].items())
+    record, counts = outcome.record, outcome.record.counts
+    metrics = bundle.manifest.metrics
+    folder = f"run_date={record.run_date}/run_id={record.run_id}"
+    kinds = ", ".join(f"{number} {kind}" for kind, number in counts.rejects_by_kind.items())
     say(
         f"""
 What was done, in {time.monotonic() - began:.0f} seconds
-  A small neural network was trained on {sum(bundle.manifest["training"]["class_counts"]["train"].values())} {what}, by
+  A small neural network was trained on {sum(bundle.manifest.training.class_counts["train"].values())} {what}, by
   two Ray Train workers reading from object storage. On {metrics["n"]} other images its melanoma AUC is
   {_figure(metrics["melanoma_auc"])}. That is the size of a demo, not of a model to rely on.
   Then every file of an archive was looked at, as it would be at night in a hospital:
-    {counts["listed"]} files listed
-    {counts["scored"]} images scored
-    {counts["rejected"]} files rejected ({kinds})
-    {counts["alerts"]} melanoma alerts: {counts["urgent"]} urgent, {counts["review"]} for review
+    {counts.listed} files listed
+    {counts.scored} images scored
+    {counts.rejected} files rejected ({kinds})
+    {counts.alerts} melanoma alerts: {counts.urgent} urgent, {counts.review} for review
 Where it lies
-  page     {objects / "results" / "runs" / f"run_id={record['run_id']}" / "run.html"}
+  page     {objects / "results" / "runs" / f"run_id={record.run_id}" / "run.html"}
   alerts   {objects / "results" / "alerts" / folder / "alerts.parquet"}
   scores   {objects / "results" / "scores" / folder}
   rejects  {objects / "results" / "rejects" / folder}
@@ -158,8 +162,8 @@ def _images(generated: Path) -> tuple[dict[str, bytes], dict[str, bytes], str]:
     what = "real dermoscopy images of nine diagnoses"
     if not (data / "isic9" / "Train").is_dir():
         data, what = generated, "generated lesions of nine kinds"
-        synthetic.write_class_folders(data / "isic9" / "Train", _PER_CLASS, seed=_SEED)
-        synthetic.write_class_folders(data / "isic9" / "Test", 14, seed=_SEED + 1)
+        write_class_folders(data / "isic9" / "Train", _PER_CLASS, seed=_SEED)
+        write_class_folders(data / "isic9" / "Test", 14, seed=_SEED + 1)
     generator = np.random.default_rng(_SEED)
     training = {}
     for folder in sorted((data / "isic9" / "Train").iterdir()):
@@ -169,9 +173,9 @@ def _images(generated: Path) -> tuple[dict[str, bytes], dict[str, bytes], str]:
     pictures = sorted((data / "isic9" / "Test").rglob("*.jpg"))
     archive = {f"2026/{path.name}": path.read_bytes() for path in pictures[::2]}
     archive |= {f"camera/{path.name}": path.read_bytes() for path in sorted((data / "uda1").rglob("*.jpg"))[:12]}
-    others = [np.asarray(decode_image(path.read_bytes())) for path in pictures[1::5]]
-    archive |= {f"formats/{name}": data for name, data in synthetic.good_files(others)}
-    archive |= {f"broken/{file.name}": file.data for file in synthetic.broken_files(_SEED)}
+    others = [np.asarray(load.picture(str(path))) for path in pictures[1::5]]
+    archive |= {f"formats/{name}": data for name, data in good_files(others)}
+    archive |= {f"broken/{file.name}": file.data for file in broken_files(_SEED)}
     return training, archive, what
 
 

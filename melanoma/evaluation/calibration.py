@@ -119,12 +119,12 @@ def calibration_intercept(outcome: Bools, odds: Floats, weight: Floats) -> float
     return a
 
 
-def at_prevalence(probability: float, own: float, wanted: float) -> float:
-    """What a probability on a set with the share `own` of melanoma becomes where the share is `wanted`.
+def at_prevalence(probability: float, share: float, wanted: float) -> float:
+    """What a probability on a set with this `share` of melanoma becomes where the share is `wanted`.
 
     Bayes' rule with the same pictures of each kind, only fewer or more of them (Saerens et al. 2002, "Adjusting the
-    outputs of a classifier to new a priori probabilities"). All shares lie between 0 and 1, `own` and `wanted` not at
-    the ends.
+    outputs of a classifier to new a priori probabilities"). All are between 0 and 1, the two
+    shares not at the ends.
     """
-    up, down = probability * wanted / own, (1 - probability) * (1 - wanted) / (1 - own)
+    up, down = probability * wanted / share, (1 - probability) * (1 - wanted) / (1 - share)
     return up / (up + down)

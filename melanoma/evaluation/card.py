@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from melanoma import taxonomy
-from melanoma.evaluation.report import INTENDED_USE, MEASURES, NOT_INTENDED_USE, PERCENTAGES
-from melanoma.pages import page
+from melanoma.evaluation.wording import INTENDED_USE, MEASURES, NOT_INTENDED_USE, PERCENTAGES
+from melanoma.pages import templates
 
 UNKNOWN = "unknown"
 
@@ -31,25 +31,22 @@ _SOURCES = {
     ),
 }
 
-_PLACES = ("catalog", "out", "checkpoints", "run_name")  # of the configuration: they are the trainer's own
+_PLACES = ("catalog", "out", "checkpoints", "run_name")  # where it was trained: not for the reader of a card
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
-    """The card of a bundle's manifest, with or without its `model_version`. What the manifest lacks is "unknown".
+    """The card of the tree of a `bundle.json`, with or without its `model_version`. What the tree lacks is "unknown".
 
-    Read are `created`, `input_size`, `preprocessing`, `calibration`, `thresholds`, `test_time_flips`, `licence`,
-    `training` (`config`, `parameters`, `class_counts`, `source_counts`, `class_distribution`, `members`,
-    `catalog_fingerprint`), `versions` and `metrics` (`split`, `n`, `n_melanoma`, `leak_warning`, estimates as
-    ``{"value", "low", "high"}``, `recall` and `subgroups`).
+    The tree and not a Manifest: the card is a file of the bundle, and is written before its manifest is sealed.
     """
     training = manifest.get("training", {})
     config = training.get("config", {})
     recipe = {key: value for key, value in config.items() if key not in _PLACES}
     thresholds = manifest.get("thresholds", {})
     metrics = manifest.get("metrics", {})
-    environment = page.environment(Path(__file__).parent, html=False)
+    environment = templates.environment(Path(__file__).parent, html=False)
     environment.filters |= {"cell": _cell, "known": _known, "figure": _figure, "share": _share}
-    return environment.get_template("model_card.md.j2").render(
+    return environment.get_template("card.md.j2").render(
         manifest=manifest,
         model=_model(manifest, training, config),
         intended_use=INTENDED_USE,
@@ -102,7 +99,7 @@ def _model(manifest: Mapping[str, Any], training: Mapping[str, Any], config: Map
 
 def _labels(class_counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     found = {label for counts in class_counts.values() for label in counts}
-    return sorted(found, key=lambda label: taxonomy.CODES.index(taxonomy.codes_of(label)[0]))
+    return sorted(found, key=lambda label: (taxonomy.CODES.index(taxonomy.codes_of(label)[0]), label))
 
 
 def _melanomas(counts: Mapping[str, int]) -> int:

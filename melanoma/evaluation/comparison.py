@@ -1,6 +1,8 @@
 """Two models on the same images: the differences of their figures, paired."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,8 @@ from melanoma.evaluation.intervals import (
     percentile_interval,
     proportion,
 )
-from melanoma.evaluation.metrics import FIGURES, ROC_FIGURES, figures_of, groups_of_each_side
 from melanoma.evaluation.predictions import (
-    check,
+    check_measurable,
     class_probabilities,
     classes_of,
     floats,
@@ -28,74 +29,109 @@ from melanoma.evaluation.predictions import (
     is_melanoma,
     true_class,
 )
+from melanoma.evaluation.weighted_figures import FIGURES, ROC_FIGURES, groups_of_each_side, weighted_figures
 
 _SHARES = ("sensitivity", "specificity", "accuracy")
 
 
+@dataclass(frozen=True)
+class FigureComparison:
+    """One figure of two models on the same images.
+
+    The last three are those of shares (sensitivity, specificity, accuracy) and None for other figures.
+    """
+
+    this: float | None
+    other: float | None
+    difference: Estimate  # this less other
+    only_this: int | None = None  # images that this model alone gets right
+    only_other: int | None = None
+    p_value: float | None = None  # McNemar's exact test of whether these are as many; a group counts once
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model against another on the same images; `figures` by their name in metrics.json."""
+
+    model_version: str  # of the other model, as all that follows
+    threshold: float
+    leak_warning: str | None
+    figures: dict[str, FigureComparison]
+
+
 def compare(
     predictions: pd.DataFrame, other: pd.DataFrame, seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, dict[str, Any]]:
-    """By figure: `this`, `other` (plain values) and `difference`, this less other, an Estimate.
+) -> dict[str, FigureComparison]:
+    """The figures of two models on the same images, by name, each model at its own frozen threshold.
 
-    The two tables hold the same images in the same order; each model is taken at its own frozen threshold. A resample
-    draws the same groups for both, so that what is hard for both does not widen the interval. Sensitivity, specificity
-    and accuracy also have `only_this` and `only_other`, the number of images that one model alone gets right, and
-    `p_value`, McNemar's exact test of whether these are as many; a group counts once, by which of the two has more
-    in it. Where no image tells the models apart, the bootstrap sees no difference at all: the interval is then what
-    the exact binomial leaves possible for the share of such images, and no more than a point for one and the same
-    predictions.
+    A resample draws the same groups for both, so that what is hard for both does not widen the interval. A group counts
+    once in McNemar's test, for the model that gets more of its images right. Where no image tells the models apart, the
+    bootstrap sees no difference at all: the interval is then what the exact binomial leaves possible for the share of
+    such images, and no more than a point for one and the same predictions.
 
-    Raises ValueError where the tables differ in images or labels, or cannot be evaluated.
+    Args:
+        predictions: n rows, see `melanoma.evaluation.predictions`.
+        other: The other model's, with the same images in the same order.
+        seed: Seed of the bootstrap.
+        resamples: How often the bootstrap draws.
+
+    Raises:
+        ValueError: The tables differ in images or labels, or cannot be measured.
     """
     for table in (predictions, other):
-        check(table)
+        check_measurable(table)
     same = ("uri", "label", "group_id")
     if not all(predictions[column].tolist() == other[column].tolist() for column in same):
         raise ValueError("the two tables of predictions are not of the same images: predict the same split with both")
     melanoma = is_melanoma(predictions)
     group, n_groups = group_codes(predictions)
     this_right, other_right = _right(predictions), _right(other)
-    statistics = figures_of(predictions), figures_of(other)
+    this_figures, other_figures = _all_figures(predictions), _all_figures(other)
 
     def figures(weight: Floats) -> Floats:
-        shares = [
-            [
-                np.average(right, weights=weight * part) if (weight * part).any() else np.nan
-                for right, part in rights.values()
-            ]
-            for rights in (this_right, other_right)
-        ]
-        return np.stack([np.concatenate([s, f(weight)]) for s, f in zip(shares, statistics, strict=True)])
+        return np.stack([this_figures(weight), other_figures(weight)])
 
     values = figures(np.ones(len(melanoma)))
     # Infinite slopes have no difference.
     with np.errstate(invalid="ignore"):
         draws = bootstrap(lambda weight: np.subtract(*figures(weight)), group, seed, resamples)
         differences = np.subtract(*values)
-    sides = groups_of_each_side(melanoma, group)
     needed = {
         **{name: len(np.unique(group[part])) for name, (_, part) in this_right.items()},
         **dict.fromkeys(FIGURES, n_groups),
-        **dict.fromkeys(ROC_FIGURES, sides),
+        **dict.fromkeys(ROC_FIGURES, groups_of_each_side(melanoma, group)),
+    }
+    found = {
+        name: FigureComparison(
+            _finite_or_none(values[0, i]),
+            _finite_or_none(values[1, i]),
+            percentile_interval(float(differences[i]), draws[:, i], needed[name]),
+        )
+        for i, name in enumerate((*_SHARES, *FIGURES))
     }
     identical = predictions[_columns(predictions)].equals(other[_columns(predictions)])
-    found: dict[str, dict[str, Any]] = {}
-    for i, name in enumerate((*_SHARES, *FIGURES)):
-        found[name] = {
-            "this": _plain(values[0, i]),
-            "other": _plain(values[1, i]),
-            "difference": percentile_interval(float(differences[i]), draws[:, i], needed[name]),
-        }
     for name, (right, part) in this_right.items():
         better, worse = (right & ~other_right[name][0])[part], (~right & other_right[name][0])[part]
-        found[name] |= _discordant(better, worse, group[part])
-        if not (better | worse).any() and not identical:
-            found[name]["difference"] = _unseen(better, group[part])
+        found[name] = _with_discordant(found[name], better, worse, group[part], identical)
     return found
 
 
 def _columns(predictions: pd.DataFrame) -> list[str]:
     return [column for column in predictions.columns if column.startswith("p_")] + ["threshold"]
+
+
+def _all_figures(predictions: pd.DataFrame) -> Callable[[Floats], Floats]:
+    """The figures `_SHARES` and `FIGURES` as a function of image weights [n]."""
+    rights, further = _right(predictions), weighted_figures(predictions)
+
+    def figures(weight: Floats) -> Floats:
+        shares = [
+            np.average(right, weights=weight * part) if (weight * part).any() else np.nan
+            for right, part in rights.values()
+        ]
+        return np.concatenate([shares, further(weight)])
+
+    return figures
 
 
 def _right(predictions: pd.DataFrame) -> dict[str, tuple[Bools, Bools]]:
@@ -111,20 +147,28 @@ def _right(predictions: pd.DataFrame) -> dict[str, tuple[Bools, Bools]]:
     }
 
 
-def _discordant(better: Bools, worse: Bools, group: npt.NDArray[np.intp]) -> dict[str, Any]:
+def _with_discordant(
+    figure: FigureComparison, better: Bools, worse: Bools, group: npt.NDArray[np.intp], identical: bool
+) -> FigureComparison:
+    """The figure with the images that one model alone gets right, `better` and `worse` [n], and the test of them."""
     net = np.bincount(group, weights=better.astype(float) - worse) if len(group) else np.zeros(0)
     ahead, behind = int((net > 0).sum()), int((net < 0).sum())
-    p_value = float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
-    return {"only_this": int(better.sum()), "only_other": int(worse.sum()), "p_value": p_value}
+    return dataclasses.replace(
+        figure,
+        difference=figure.difference if (better | worse).any() or identical else _unseen(better, group),
+        only_this=int(better.sum()),
+        only_other=int(worse.sum()),
+        p_value=float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0,
+    )
 
 
 def _unseen(apart: Bools, group: npt.NDArray[np.intp]) -> Estimate:
     share = proportion(apart, group)
-    if share["high"] is None:
+    if share.high is None:
         return share
     method = EXACT if len(np.unique(group)) == len(group) else EXACT_CLUSTERED
-    return Estimate(value=0.0, low=-share["high"], high=share["high"], method=method)
+    return Estimate(value=0.0, low=-share.high, high=share.high, method=method)
 
 
-def _plain(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None

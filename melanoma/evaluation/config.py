@@ -4,21 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from melanoma.config import Model, Seed
+from melanoma.config import Model, Place, Seed
 
 
 class EvaluateConfig(Model):
-    bundle: str
-    catalog: str
-    out: str
+    bundle: Place
+    catalog: Place
+    out: Place
     split: Literal["train", "validation", "test", "all"] = "test"
     sources: tuple[str, ...] | None = None  # of the catalog; None: all of them
     seed: Seed = 0  # of the bootstrap, and of the images that are drawn
-    against: str | None = None  # another bundle, to compare with on the same images
+    against: Place | None = None  # another bundle, to compare with on the same images
     # Columns of the catalog to measure subgroups by; None: source, sex, age and anatomic_site, where they tell apart.
     by: tuple[str, ...] | None = None
-    # A share of melanoma to show alerts and predictive values at, beside the set's own, 2% and 0.1%.
+    # A share of melanoma to show alerts and predictive values at, besides the set's, 2% and 0.1%.
     prevalence: Annotated[float, Field(gt=0, lt=1)] | None = None
-    # At most so many images are changed a little and predicted again, and checked for outliers.
+    # At most this many images are changed a little and predicted again, and copied for the outlier rates.
     stability_images: Annotated[int, Field(ge=0)] = 500
-    others: tuple[str, ...] = ()  # folders of pictures that are no dermoscopy, for the outlier check
+    others: tuple[Place, ...] = ()  # folders of pictures that are no dermoscopy, for the outlier rates

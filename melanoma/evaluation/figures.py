@@ -17,9 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from melanoma.evaluation.calibration import CALIBRATION_BINS, bin_of
-from melanoma.evaluation.intervals import Bools, Floats, Ints, proportion
+from melanoma.evaluation.decision import DecisionCurve
+from melanoma.evaluation.intervals import Bools, Estimate, Floats, Ints, proportion
+from melanoma.evaluation.metrics import Metrics
 from melanoma.evaluation.predictions import is_melanoma
 from melanoma.evaluation.roc import roc
+from melanoma.evaluation.subgroups import ColumnFigures
 from melanoma.taxonomy import name_of
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6b76"
@@ -35,10 +38,10 @@ def figure_png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def confusion_figure(metrics: Mapping[str, Any]) -> Figure:
+def confusion_figure(metrics: Metrics) -> Figure:
     """Counts and row shares by true class (rows) and answer (columns), from the metrics' `confusion`."""
-    classes = metrics["classes"]
-    counts = np.array(metrics["confusion"])
+    classes = metrics.classes
+    counts = np.array(metrics.confusion)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     with mpl.rc_context(_STYLE):
@@ -73,43 +76,51 @@ def confusion_figure(metrics: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def roc_figure(predictions: pd.DataFrame, metrics: Mapping[str, Any]) -> Figure:
+def roc_figure(predictions: pd.DataFrame, metrics: Metrics) -> Figure:
     """ROC curve of melanoma against the rest, with the frozen threshold and its intervals as a cross."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.8, 5.8), layout="constrained")
         axes = figure.add_subplot()
         _unit_square(axes, "1 - specificity (others raised)", "sensitivity (melanomas raised)")
-        auc, sensitivity, specificity = (metrics[name] for name in ("melanoma_auc", "sensitivity", "specificity"))
-        if auc["value"] is None:
-            missing = "no melanoma" if metrics["n_melanoma"] == 0 else "nothing but melanoma"
+        auc = metrics.melanoma_auc
+        if auc.value is None:
+            missing = "no melanoma" if metrics.n_melanoma == 0 else "nothing but melanoma"
             axes.text(0.5, 0.5, f"There is {missing} in this set:\nno ROC curve.", ha="center", va="center")
             return figure
         score = predictions["p_melanoma"].to_numpy(dtype=np.float64)
         fpr, tpr = roc(is_melanoma(predictions), score)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance")
-        interval = f"\n(95% interval {auc['low']:.3f} to {auc['high']:.3f})" if auc["low"] is not None else ""
-        axes.plot(fpr, tpr, color=BLUE, linewidth=2.2, label=f"model, AUC {auc['value']:.3f}{interval}")
-        x, y = 1 - specificity["value"], sensitivity["value"]
+        interval = f"\n(95% interval {auc.low:.3f} to {auc.high:.3f})" if auc.low is not None else ""
+        axes.plot(fpr, tpr, color=BLUE, linewidth=2.2, label=f"model, AUC {auc.value:.3f}{interval}")
+        x, right, left = (1 - share for share in _bounds(metrics.specificity))
+        y, low, high = _bounds(metrics.sensitivity)
         axes.errorbar(
             x,
             y,
-            xerr=[[x - (1 - specificity["high"])], [1 - specificity["low"] - x]],
-            yerr=[[y - sensitivity["low"]], [sensitivity["high"] - y]],
+            xerr=[[x - left], [right - x]],
+            yerr=[[y - low], [high - y]],
             color=ORANGE,
             marker="D",
             markersize=8,
             capsize=4,
             linestyle="none",
-            label=f"frozen threshold {metrics['threshold']:.3g}:\nsensitivity {y:.1%}, specificity {1 - x:.1%}",
+            label=f"frozen threshold {metrics.threshold:.3g}:\nsensitivity {y:.1%}, specificity {1 - x:.1%}",
         )
         axes.legend(loc="lower right", fontsize=10.5, framealpha=0.9)
     return figure
 
 
 def reliability_figure(probability: Floats, outcome: Bools, group: Ints, x_label: str, y_label: str) -> Figure:
-    """Observed share of `outcome` [n] against the mean of `probability` [n] in 15 equal bins, over a histogram.
+    """How often something happens against its probability, in 15 equal bins, over a histogram.
 
-    The bars are exact 95% intervals, as of `melanoma.evaluation.metrics.proportion`.
+    The bars are exact 95% intervals, those of `melanoma.evaluation.intervals.proportion`.
+
+    Args:
+        probability: float [n], 0 to 1.
+        outcome: bool [n], whether it happened.
+        group: int [n], which images belong together.
+        x_label: What the probability is of.
+        y_label: What the share is of.
     """
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     bins = bin_of(probability)
@@ -120,8 +131,7 @@ def reliability_figure(probability: Floats, outcome: Bools, group: Ints, x_label
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
         _unit_square(top, "", y_label)
         top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
-        shares = [proportion(outcome[bins == b], group[bins == b]) for b in used]
-        value, low, high = (np.array([s[key] for s in shares]) for key in ("value", "low", "high"))
+        value, low, high = np.array([_bounds(proportion(outcome[bins == b], group[bins == b])) for b in used]).T
         top.errorbar(
             [probability[bins == b].mean() for b in used],
             value,
@@ -141,19 +151,19 @@ def reliability_figure(probability: Floats, outcome: Bools, group: Ints, x_label
     return figure
 
 
-def decision_curve_figure(curve: Mapping[str, Any]) -> Figure:
-    """Net benefit by threshold, from `melanoma.evaluation.decision.decision_curve`."""
-    thresholds, model, everyone = (np.array(curve[key]) for key in ("threshold", "model", "all"))
+def decision_curve_figure(curve: DecisionCurve) -> Figure:
+    """Net benefit by threshold."""
+    thresholds, model, everyone = np.array(curve.threshold), np.array(curve.model), np.array(curve.all)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 4.8), layout="constrained")
         axes = figure.add_subplot()
-        if curve["low"] is not None:
-            axes.fill_between(thresholds, curve["low"], curve["high"], color=BLUE, alpha=0.18, linewidth=0)
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(thresholds, curve.low, curve.high, color=BLUE, alpha=0.18, linewidth=0)
         axes.plot(thresholds, model, color=BLUE, linewidth=2.2, label="raise by the model, with 95% interval")
         axes.plot(thresholds, everyone, color=ORANGE, linewidth=1.6, linestyle="--", label="raise every image")
         axes.plot(thresholds, np.zeros(len(thresholds)), color=GREY, linewidth=1.6, linestyle=":", label="raise none")
         # What raising every image loses at high thresholds would press the rest into a line.
-        top = max(model.max(), everyone.max(), *(curve["high"] or [0]))
+        top = max(model.max(), everyone.max(), *(curve.high or [0]))
         axes.set(xlim=(0, 0.5), ylim=(-0.4 * top, 1.08 * top))
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel("threshold: probability of melanoma from which a lesion is worth a look")
@@ -163,25 +173,25 @@ def decision_curve_figure(curve: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def subgroup_figure(subgroups: Sequence[Mapping[str, Any]]) -> Figure:
-    """Sensitivity, specificity and AUC of each group with its interval, from `melanoma.evaluation.subgroups`."""
-    rows = [(column["column"], group) for column in subgroups for group in column["groups"]]
+def subgroup_figure(subgroups: Sequence[ColumnFigures]) -> Figure:
+    """Sensitivity, specificity and AUC of each group with its interval."""
+    groups = [group for column in subgroups for group in column.groups]
     titles = {"sensitivity": "sensitivity", "specificity": "specificity", "melanoma_auc": "AUC of melanoma"}
     # An empty line before each column of the catalog.
-    starts = np.cumsum([0, *(len(column["groups"]) + 1 for column in subgroups)])
-    places = [start + 1 + i for start, c in zip(starts[:-1], subgroups, strict=True) for i in range(len(c["groups"]))]
+    starts = np.cumsum([0, *(len(column.groups) + 1 for column in subgroups)])
+    places = [start + 1 + i for start, c in zip(starts[:-1], subgroups, strict=True) for i in range(len(c.groups))]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10.4, 1.2 + 0.32 * starts[-1]), layout="constrained")
         panels = figure.subplots(1, len(titles), sharey=True)
         for axes, (name, title) in zip(panels, titles.items(), strict=True):
-            for place, (_, group) in zip(places, rows, strict=True):
-                _bar(axes, place, group[name])
+            for place, group in zip(places, groups, strict=True):
+                _bar(axes, place, getattr(group, name))
             axes.set(xlim=(-0.03, 1.03), title=title)
             axes.title.set_fontsize(12)
             axes.set_xticks(np.linspace(0, 1, 6))
             axes.grid(color="#e3e7ea", axis="x")
-        names = [_shortened(group["value"]) for _, group in rows]
-        heads = [column["column"].replace("_", " ") for column in subgroups]
+        names = [_shortened(group.value) for group in groups]
+        heads = [column.column.replace("_", " ") for column in subgroups]
         # Names from a catalog are no mathematics: "$" would be parsed, and what does not parse is an error.
         panels[0].set_yticks([*places, *starts[:-1]], [*names, *heads], fontsize=10.5, parse_math=False)
         for label in panels[0].get_yticklabels()[len(places) :]:
@@ -198,13 +208,20 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 28 else f"{text[:25]}..."
 
 
-def _bar(axes: Axes, place: float, estimate: Mapping[str, Any]) -> None:
-    if estimate["value"] is None:
+def _bar(axes: Axes, place: float, estimate: Estimate) -> None:
+    if estimate.value is None:
         axes.text(0.5, place, "not measurable", ha="center", va="center", fontsize=9.5, color=GREY)
         return
-    if estimate["low"] is not None:
-        axes.plot([estimate["low"], estimate["high"]], [place, place], color=BLUE, linewidth=2.2)
-    axes.plot(estimate["value"], place, color=BLUE, marker="o", markersize=6, linestyle="none")
+    if estimate.low is not None and estimate.high is not None:
+        axes.plot([estimate.low, estimate.high], [place, place], color=BLUE, linewidth=2.2)
+    axes.plot(estimate.value, place, color=BLUE, marker="o", markersize=6, linestyle="none")
+
+
+def _bounds(share: Estimate) -> tuple[float, float, float]:
+    """Value, low and high of a share of at least one image, which has them all."""
+    if share.value is None or share.low is None or share.high is None:
+        raise ValueError("a share of no images has no interval to draw")
+    return share.value, share.low, share.high
 
 
 def class_distribution_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -291,18 +308,24 @@ def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
     axes.grid(color="#e3e7ea")
 
 
-def night_figure(tonight: Floats, before: Floats, review: float, urgent: float) -> Figure:
-    """Shares of images by probability of melanoma, each float [images]: of a night and, where there are any, of those
-    before it; with the thresholds of the alert levels."""
+def score_distribution_figure(scores: Floats, earlier: Floats, review: float, urgent: float) -> Figure:
+    """How the probabilities of melanoma of a night are distributed, over those of earlier nights.
+
+    Args:
+        scores: float [images]: p_melanoma of the run.
+        earlier: float [images]; empty where there is no earlier night.
+        review: The threshold of the alert level "review".
+        urgent: That of "urgent".
+    """
     edges = np.linspace(0, 1, 41).tolist()
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         axes = figure.add_subplot()
-        if len(before):
-            weights = np.full(len(before), 1 / len(before))
-            axes.hist(before, edges, weights=weights, color="#c3ccd4", label="earlier nights")
+        if len(earlier):
+            weights = np.full(len(earlier), 1 / len(earlier))
+            axes.hist(earlier, edges, weights=weights, color="#c3ccd4", label="earlier nights")
         axes.hist(
-            tonight, edges, weights=np.full(len(tonight), 1 / len(tonight)), histtype="step", linewidth=2, color=BLUE,
+            scores, edges, weights=np.full(len(scores), 1 / len(scores)), histtype="step", linewidth=2, color=BLUE,
             label="this night",
         )  # fmt: skip
         for value, name, style in ((review, "review", "--"), (urgent, "urgent", "-")):

@@ -11,7 +11,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,12 @@ BOOTSTRAP = "bootstrap over groups"
 RESAMPLES = 2000
 
 
-class Estimate(TypedDict):
-    """A figure and its 95% interval. `value` is None where it is undefined; `low`, `high` and `method` are None where
-    there is no interval."""
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95% interval.
+
+    `value` is None where the figure is undefined; `low`, `high` and `method` are None where there is no interval.
+    """
 
     value: float | None
     low: float | None
@@ -67,14 +71,14 @@ def lower_bound(hits: Bools, group: npt.NDArray[Any], confidence: float = 0.95) 
 def effective_number(hits: Bools, group: npt.NDArray[Any], tail: float) -> float:
     """How many independent images `hits` [n > 0] are worth for a bound that leaves out `tail` on its side: 1 to n."""
     n, value = len(hits), float(hits.mean())
-    _, member, size = np.unique(group, return_inverse=True, return_counts=True)
+    _, code, size = np.unique(group, return_inverse=True, return_counts=True)
     groups = len(size)
     if groups == n:
         return float(n)
     if value in (0.0, 1.0) or groups == 1:
         effective = n**2 / (size**2).sum()
     else:
-        spread = ((np.bincount(member, weights=hits) - value * size) ** 2).sum() * groups / (groups - 1)
+        spread = ((np.bincount(code, weights=hits) - value * size) ** 2).sum() * groups / (groups - 1)
         effective = n if spread == 0 else value * (1 - value) * n**2 / spread
         effective *= (t.ppf(1 - tail, n - 1) / t.ppf(1 - tail, groups - 1)) ** 2
     return float(min(max(effective, 1.0), n))
@@ -83,18 +87,27 @@ def effective_number(hits: Bools, group: npt.NDArray[Any], tail: float) -> float
 def bootstrap(
     statistic: Callable[[Floats], Floats], group: npt.NDArray[Any], seed: int, resamples: int = RESAMPLES
 ) -> Floats:
-    """float64 [resamples, k]: `statistic` (image weights [n] to k figures) of groups drawn with replacement.
+    """A statistic of groups that are drawn with replacement.
 
     An image weighs as often as its group was drawn. The draws depend on the seed and the number of groups alone, so
     that two statistics of the same images are paired.
+
+    Args:
+        statistic: Image weights [n] to k figures.
+        group: Which images belong together [n].
+        seed: Decides the draws.
+        resamples: How often is drawn.
+
+    Returns:
+        float64 [resamples, k].
     """
-    _, member = np.unique(group, return_inverse=True)
-    n_groups = int(member.max()) + 1
+    _, code = np.unique(group, return_inverse=True)
+    n_groups = int(code.max()) + 1
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(resamples):
         drawn = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
-        draws.append(statistic(drawn[member].astype(np.float64)))
+        draws.append(statistic(drawn[code].astype(np.float64)))
     return np.array(draws)
 
 

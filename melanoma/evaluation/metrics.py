@@ -1,28 +1,39 @@
-"""Figures of merit with 95% intervals from a table of predictions: the contents of metrics.json.
+"""The contents of metrics.json: figures of merit with 95% intervals from a table of predictions.
 
-How the intervals are made is said in `melanoma.evaluation.intervals`.
+`melanoma.evaluation.intervals` says how the intervals are made.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from melanoma.evaluation.calibration import (
-    CALIBRATION_BINS,
-    at_prevalence,
-    bin_of,
-    calibration_intercept,
-    calibration_slope,
-    log_odds,
+from melanoma.evaluation.calibration import at_prevalence
+from melanoma.evaluation.comparison import Comparison
+from melanoma.evaluation.decision import (
+    PREVALENCES,
+    DecisionCurve,
+    PredictiveValues,
+    decision_curve,
+    predictive_values,
 )
-from melanoma.evaluation.decision import PREVALENCES, decision_curve, predictive_values
-from melanoma.evaluation.intervals import RESAMPLES, Bools, Floats, Ints, bootstrap, percentile_interval, proportion
+from melanoma.evaluation.intervals import (
+    RESAMPLES,
+    Bools,
+    Estimate,
+    Floats,
+    Ints,
+    bootstrap,
+    percentile_interval,
+    proportion,
+)
+from melanoma.evaluation.outlier_rates import OutlierRate
 from melanoma.evaluation.predictions import (
-    check,
+    check_measurable,
     class_probabilities,
     classes_of,
     floats,
@@ -30,202 +41,263 @@ from melanoma.evaluation.predictions import (
     is_melanoma,
     true_class,
 )
-from melanoma.evaluation.roc import (
-    area_under_roc,
-    partial_area_under_roc,
-    roc_of_sorted,
-    sensitivity_at_specificity,
-    specificity_at_sensitivity,
-    tie_ends,
-)
+from melanoma.evaluation.stability import Stability
+from melanoma.evaluation.subgroups import ColumnCounts, ColumnFigures
+from melanoma.evaluation.weighted_figures import FIGURES, ROC_FIGURES, groups_of_each_side, weighted_figures
 
-# Figures that take both melanoma and something else.
-ROC_FIGURES = (
-    "melanoma_auc",
-    "melanoma_pauc",
-    "specificity_at_95_sensitivity",
-    "sensitivity_at_95_specificity",
-    "calibration_intercept",
-    "calibration_slope",
-)
-FIGURES = ("balanced_accuracy", *ROC_FIGURES, "ece", "brier")
 TOP = (1, 3, 15)  # of `top_of_patient`; 15 is that of the ISIC 2024 challenge
+
+
+@dataclass(frozen=True)
+class AtLevel:
+    """Melanoma against the rest at one alert level."""
+
+    sensitivity: Estimate
+    specificity: Estimate
+
+
+@dataclass(frozen=True)
+class AtPrevalence:
+    """What the alert levels would give where this share of the images is melanoma."""
+
+    prevalence: float
+    note: str  # "of this set", "as stated" or nothing
+    probability_at_threshold: float  # what the review threshold becomes at this prevalence
+    review: PredictiveValues
+    urgent: PredictiveValues | None = None
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TopOfPatient:
+    """The share of melanomas among the k highest scores of their patient."""
+
+    estimate: Estimate
+    n_melanoma: int
+    n_patients: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """The contents of metrics.json. A field with a default is left out of the file where it is None.
+
+    The answer of the model is the class of the highest probability, the first one on a tie; a class that has no image
+    can still be a wrong answer.
+    """
+
+    n: int
+    n_melanoma: int
+    n_groups: int
+    classes: list[str]
+    class_counts: dict[str, int]
+    threshold: float
+    majority_class_accuracy: float
+    accuracy: Estimate
+    # Melanoma against the rest, by ``p_melanoma >= threshold``.
+    sensitivity: Estimate
+    specificity: Estimate
+    balanced_accuracy: Estimate  # mean recall of the classes that have images
+    melanoma_auc: Estimate  # area under the ROC curve
+    melanoma_pauc: Estimate  # that above 80% sensitivity (ISIC 2024 challenge), 0 to 0.2; 0.02 for a random order
+    # The best on this set's ROC curve: optimistic, because the threshold is chosen on the images it is measured on.
+    specificity_at_95_sensitivity: Estimate
+    sensitivity_at_95_specificity: Estimate
+    # See `melanoma.evaluation.calibration`; 0 and 1 are right.
+    calibration_intercept: Estimate
+    calibration_slope: Estimate
+    ece: Estimate  # expected calibration error of the answer's probability, 15 bins of equal width (Guo et al. 2017)
+    brier: Estimate  # mean of ``(p_melanoma - melanoma)**2``
+    urgent: AtLevel | None = None  # at the urgent alert level, where the predictions have one
+    recall: dict[str, Estimate]  # by class
+    confusion: list[list[int]]  # rows: true class, columns: answer, both in the order of `classes`
+    at_prevalence: list[AtPrevalence]  # empty where the set has no melanoma or nothing else
+    decision_curve: DecisionCurve | None
+    bootstrap: Bootstrap
+    # What `melanoma.evaluation.run` adds to the figures of `compute_metrics`.
+    top_of_patient: dict[str, TopOfPatient] | None = None  # by k of `TOP`
+    counts: list[ColumnCounts] | None = None
+    subgroups: list[ColumnFigures] | None = None
+    stability: Stability | None = None
+    outliers: list[OutlierRate] | None = None
+    comparison: Comparison | None = None
+    leak_warning: str | None  # null in the file where there is no leak
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain Python values without NaN, ready for strict JSON."""
+        return dict(to_json(self))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The figures of the whole set by name, each with its interval."""
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Estimate)}
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses as dicts, at any depth; a field whose default is None is left out where it is None."""
+    if is_dataclass(value):
+        return {
+            field.name: to_json(part)
+            for field in fields(value)
+            if (part := getattr(value, field.name)) is not None or field.default is not None
+        }
+    if isinstance(value, Mapping):
+        return {name: to_json(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [to_json(part) for part in value]
+    return value
 
 
 def compute_metrics(
     predictions: pd.DataFrame, seed: int = 0, resamples: int = RESAMPLES, prevalence: float | None = None
-) -> dict[str, Any]:
-    """The contents of metrics.json: plain Python values without NaN, ready for strict JSON.
-
-    `predictions`: see `melanoma.evaluation.predictions`. `prevalence`: a share of melanoma to show alerts and
-    predictive values at, beside the set's own and those of `decision.PREVALENCES`.
-
-    Estimates, each ``{"value", "low", "high", "method"}``:
-
-    - `accuracy`, `recall` (by class), `balanced_accuracy` (mean recall of the classes that have images). The answer is
-      the class of the highest probability, the first one on a tie; a class that has no image of its own can still be a
-      wrong answer.
-    - `sensitivity`, `specificity`: of ``p_melanoma >= threshold``, melanoma against the rest; `urgent`, the two at the
-      urgent alert level, where the predictions have one.
-    - `melanoma_auc`, and `melanoma_pauc`: the area under the ROC curve, and that above 80% sensitivity as in the ISIC
-      2024 challenge, 0 to 0.2, 0.02 for a random order.
-    - `specificity_at_95_sensitivity`, `sensitivity_at_95_specificity`: the best on this set's own ROC curve. They are
-      optimistic, because their threshold is chosen on the very images it is measured on.
-    - `calibration_intercept`, `calibration_slope` of the melanoma probability: see `melanoma.evaluation.calibration`;
-      0 and 1 are right.
-    - `ece`: expected calibration error of the answer's probability, 15 bins of equal width (Guo et al. 2017).
-    - `brier`: mean of ``(p_melanoma - melanoma)**2``.
-
-    Also `n`, `n_melanoma`, `n_groups`, `classes`, `class_counts`, `threshold`, `majority_class_accuracy`, `confusion`
-    (rows: true class, columns: answer, both in the order of `classes`), `bootstrap` (resamples and seed),
-    `at_prevalence` (see `decision.predictive_values`, by alert level) and `decision_curve` (see there).
+) -> Metrics:
+    """The figures of merit of a table of predictions, without those that `melanoma.evaluation.run` adds.
 
     An interval by bootstrap leaves out resamples in which the figure is undefined, and is widened to the value where it
     does not hold it: the calibration error of a resample is biased upwards. With fewer than two groups of melanoma, or
     of anything else, a ROC figure has no interval; with fewer than two groups in all, no bootstrap figure has one.
 
-    Raises ValueError for an empty table, a label that leaves open whether it is melanoma, a probability or threshold
-    that is not finite, and several thresholds.
+    Args:
+        predictions: See `melanoma.evaluation.predictions`.
+        seed: Seed of the bootstrap.
+        resamples: How often the bootstrap draws.
+        prevalence: A share of melanoma, above 0 and below 1, to show alerts at, besides `decision.PREVALENCES`.
+
+    Raises:
+        ValueError: The table is empty, a label leaves open whether it is melanoma, a probability or threshold is not
+            finite, or there are several thresholds.
     """
-    check(predictions)
+    check_measurable(predictions)
     # In falling order of score: the sums, and so the last digits, do not depend on the order of the rows.
     predictions = predictions.iloc[np.argsort(-floats(predictions, "p_melanoma"), kind="stable")]
-    n = len(predictions)
-    score = floats(predictions, "p_melanoma")
-    melanoma = is_melanoma(predictions)
-    threshold = float(predictions["threshold"].iloc[0])
+    n, classes = len(predictions), classes_of(predictions)
+    melanoma, score = is_melanoma(predictions), floats(predictions, "p_melanoma")
     group, n_groups = group_codes(predictions)
-    classes = classes_of(predictions)
     truth = true_class(predictions, classes)
     answer = class_probabilities(predictions, classes).argmax(axis=1)
     right = answer == truth
-    raised = score >= threshold
-    counts = np.bincount(truth, minlength=len(classes))
-    confusion = np.zeros((len(classes), len(classes)), dtype=int)
-    np.add.at(confusion, (truth, answer), 1)
+    class_counts = {c: int((truth == i).sum()) for i, c in enumerate(classes)}
+    raised = _raised(predictions)
+    levels = {level: _at_level(melanoma, at_level, group) for level, at_level in raised.items()}
+    figures = _bootstrapped(predictions, seed, resamples)
+    return Metrics(
+        n=n,
+        n_melanoma=int(melanoma.sum()),
+        n_groups=n_groups,
+        classes=list(classes),
+        class_counts=class_counts,
+        threshold=float(predictions["threshold"].iloc[0]),
+        majority_class_accuracy=max(class_counts.values()) / n,
+        accuracy=proportion(right, group),
+        sensitivity=levels["review"].sensitivity,
+        specificity=levels["review"].specificity,
+        balanced_accuracy=figures["balanced_accuracy"],
+        melanoma_auc=figures["melanoma_auc"],
+        melanoma_pauc=figures["melanoma_pauc"],
+        specificity_at_95_sensitivity=figures["specificity_at_95_sensitivity"],
+        sensitivity_at_95_specificity=figures["sensitivity_at_95_specificity"],
+        calibration_intercept=figures["calibration_intercept"],
+        calibration_slope=figures["calibration_slope"],
+        ece=figures["ece"],
+        brier=figures["brier"],
+        urgent=levels.get("urgent"),
+        recall={c: proportion(right[truth == i], group[truth == i]) for i, c in enumerate(classes)},
+        confusion=_confusion(truth, answer, len(classes)),
+        at_prevalence=_at_prevalences(predictions, raised, prevalence),
+        decision_curve=decision_curve(melanoma, score, group, seed, resamples),
+        bootstrap=Bootstrap(resamples, seed),
+        leak_warning=None,
+    )
 
-    statistic = figures_of(predictions)
+
+def _raised(predictions: pd.DataFrame) -> dict[str, Bools]:
+    """Which images are raised, bool [n], by alert level; urgent only where the table says it."""
+    raised = {"review": floats(predictions, "p_melanoma") >= floats(predictions, "threshold")}
+    if "alert_level" in predictions:
+        raised["urgent"] = (predictions["alert_level"] == "urgent").to_numpy(dtype=bool)
+    return raised
+
+
+def _confusion(truth: Ints, answer: Ints, classes: int) -> list[list[int]]:
+    """How often each class (row) is answered by each class (column)."""
+    counts = np.zeros((classes, classes), dtype=int)
+    np.add.at(counts, (truth, answer), 1)
+    return counts.tolist()
+
+
+def _at_level(melanoma: Bools, raised: Bools, group: Ints) -> AtLevel:
+    return AtLevel(proportion(raised[melanoma], group[melanoma]), proportion(~raised[~melanoma], group[~melanoma]))
+
+
+def _bootstrapped(predictions: pd.DataFrame, seed: int, resamples: int) -> dict[str, Estimate]:
+    """The estimates of `FIGURES` by name."""
+    melanoma, (group, n_groups) = is_melanoma(predictions), group_codes(predictions)
+    statistic = weighted_figures(predictions)
     draws = bootstrap(statistic, group, seed, resamples)
     needed = dict.fromkeys(FIGURES, n_groups) | dict.fromkeys(ROC_FIGURES, groups_of_each_side(melanoma, group))
-    estimates = {
-        name: percentile_interval(value, draws[:, i], needed[name])
-        for i, (name, value) in enumerate(zip(FIGURES, statistic(np.ones(n)), strict=True))
-    }
-    levels = {"review": raised}
-    if "alert_level" in predictions:
-        levels["urgent"] = (predictions["alert_level"] == "urgent").to_numpy(dtype=bool)
     return {
-        "n": n,
-        "n_melanoma": int(melanoma.sum()),
-        "n_groups": n_groups,
-        "classes": list(classes),
-        "class_counts": dict(zip(classes, counts.tolist(), strict=True)),
-        "threshold": threshold,
-        "majority_class_accuracy": counts.max().item() / n,
-        "accuracy": proportion(right, group),
-        "sensitivity": proportion(raised[melanoma], group[melanoma]),
-        "specificity": proportion(~raised[~melanoma], group[~melanoma]),
-        **estimates,
-        **{
-            level: {
-                "sensitivity": proportion(at_level[melanoma], group[melanoma]),
-                "specificity": proportion(~at_level[~melanoma], group[~melanoma]),
-            }
-            for level, at_level in levels.items()
-            if level != "review"
-        },
-        "recall": {c: proportion(right[truth == i], group[truth == i]) for i, c in enumerate(classes)},
-        "confusion": confusion.tolist(),
-        "at_prevalence": _at_prevalences(melanoma, levels, group, threshold, prevalence),
-        "decision_curve": decision_curve(melanoma, score, group, seed, resamples),
-        "bootstrap": {"resamples": resamples, "seed": seed},
+        name: percentile_interval(value, draws[:, i], needed[name])
+        for i, (name, value) in enumerate(zip(FIGURES, statistic(np.ones(len(predictions))), strict=True))
     }
 
 
-def figures_of(predictions: pd.DataFrame) -> Callable[[Floats], Floats]:
-    """The figures `FIGURES` of a table of predictions as a function of image weights [n], in the order of its rows."""
-    classes = classes_of(predictions)
-    truth = true_class(predictions, classes)
-    probability = class_probabilities(predictions, classes)
-    right = probability.argmax(axis=1) == truth
-    confidence = probability.max(axis=1)
-    calibration_bin = bin_of(confidence)
-    score = floats(predictions, "p_melanoma")
-    melanoma = is_melanoma(predictions)
-    odds = log_odds(score)
-    # Sorted once, so that the ROC curve of a resample needs no sorting of its own.
-    falling = np.argsort(-score, kind="stable")
-    melanoma_sorted, ends = melanoma[falling], tie_ends(score[falling])
-
-    def figures(weight: Floats) -> Floats:
-        fpr, tpr = roc_of_sorted(melanoma_sorted, ends, weight[falling])
-        present = np.bincount(truth, weights=weight)
-        recalls = np.bincount(truth, weights=weight * right)[present > 0] / present[present > 0]
-        gaps = np.bincount(calibration_bin, weights=weight * (right - confidence), minlength=CALIBRATION_BINS)
-        total = weight.sum()
-        return np.array(
-            [
-                recalls.mean(),
-                area_under_roc(fpr, tpr),
-                partial_area_under_roc(fpr, tpr),
-                specificity_at_sensitivity(fpr, tpr, 0.95),
-                sensitivity_at_specificity(fpr, tpr, 0.95),
-                calibration_intercept(melanoma, odds, weight),
-                calibration_slope(melanoma, odds, weight),
-                np.abs(gaps).sum() / total,
-                (weight * (score - melanoma) ** 2).sum() / total,
-            ]
-        )
-
-    return figures
-
-
-def groups_of_each_side(melanoma: Bools, group: npt.NDArray[Any]) -> int:
-    """The number of groups with melanoma or that of groups with anything else, whichever is smaller."""
-    return min(len(np.unique(group[melanoma])), len(np.unique(group[~melanoma])))
-
-
-def _at_prevalences(
-    melanoma: Bools, levels: dict[str, Bools], group: Ints, threshold: float, stated: float | None
-) -> list[dict[str, Any]]:
-    own = float(melanoma.mean())
-    if own in (0.0, 1.0):
+def _at_prevalences(predictions: pd.DataFrame, raised: dict[str, Bools], stated: float | None) -> list[AtPrevalence]:
+    """`raised`: which images are raised, by alert level; `stated`: a prevalence that was asked for."""
+    melanoma, (group, _) = is_melanoma(predictions), group_codes(predictions)
+    threshold = float(predictions["threshold"].iloc[0])
+    of_set = float(melanoma.mean())
+    if of_set in (0.0, 1.0):
         return []
-    wanted = [("of this set", own), *([("as stated", stated)] if stated else []), *(("", p) for p in PREVALENCES)]
+    wanted = [
+        ("of this set", of_set),
+        *([("as stated", stated)] if stated else []),
+        *(("", prevalence) for prevalence in PREVALENCES),
+    ]
     return [
-        {
-            "prevalence": prevalence,
-            "note": note,
-            "probability_at_threshold": at_prevalence(threshold, own, prevalence),
-            **{level: predictive_values(melanoma, raised, group, prevalence) for level, raised in levels.items()},
-        }
+        AtPrevalence(
+            prevalence=prevalence,
+            note=note,
+            probability_at_threshold=at_prevalence(threshold, of_set, prevalence),
+            **{level: predictive_values(melanoma, images, group, prevalence) for level, images in raised.items()},
+        )
         for note, prevalence in wanted
     ]
 
 
 def top_of_patient(
     melanoma: Bools, score: Floats, patient: Iterable[str | None], group: npt.NDArray[Any]
-) -> dict[str, dict[str, Any]]:
-    """By k of `TOP`: the share of melanomas among the k highest scores of their own patient ("top-k retrieval").
+) -> dict[str, TopOfPatient]:
+    """The share of melanomas among the k highest scores of their patient ("top-k retrieval"), by k of `TOP`.
 
     Only melanomas of patients with more than k images count, as with fewer there is nothing to find; ranks of equal
-    scores count as the last of them. Each has `estimate`, `n_melanoma` and `n_patients`; a k without melanomas is left
-    out, and so is all where no patient is known.
+    scores count as the last of them.
+
+    Args:
+        melanoma: bool [n], whether each image is melanoma.
+        score: float [n], the probability of melanoma.
+        patient: The patient of each image [n], None where it is not known.
+        group: int [n], which images belong together.
+
+    Returns:
+        Without a k that no melanoma counts for; empty where no patient is known.
     """
     codes, patients = pd.factorize(np.array(list(patient), dtype=object))
     size = np.bincount(codes[codes >= 0], minlength=len(patients))
     rank = np.full(len(codes), math.inf)
     for code in np.unique(codes[melanoma & (codes >= 0)]):
-        own = np.flatnonzero(codes == code)
-        rank[own] = (score[own] >= score[own][:, None]).sum(axis=1)
+        images = np.flatnonzero(codes == code)
+        rank[images] = (score[images] >= score[images][:, None]).sum(axis=1)
     found = {}
     for k in TOP:
         counted = melanoma & (codes >= 0)
         counted[counted] = size[codes[counted]] > k
         if counted.any():
-            found[str(k)] = {
-                "estimate": proportion(rank[counted] <= k, group[counted]),
-                "n_melanoma": int(counted.sum()),
-                "n_patients": len(np.unique(codes[counted])),
-            }
+            found[str(k)] = TopOfPatient(
+                estimate=proportion(rank[counted] <= k, group[counted]),
+                n_melanoma=int(counted.sum()),
+                n_patients=len(np.unique(codes[counted])),
+            )
     return found

@@ -1,14 +1,66 @@
-"""Alert thresholds, chosen on validation and then frozen."""
+"""Alert thresholds, chosen on validation and then frozen.
+
+Where a threshold comes from: at the end of `melanoma train` the network predicts the validation split, a temperature
+calibrates its probabilities, and `choose_thresholds` chooses on these, by the configuration's `operating_point`:
+
+- `review` is the highest threshold at which the stated sensitivity is reached, midway between two neighbouring
+  probabilities, see `operating_point`; with ``bound: lower`` its lower confidence bound has to reach it;
+- `urgent` is the lowest at which the stated specificity is reached, and never below `review`, see
+  `choose_threshold_by_specificity`.
+
+`melanoma.training.train` calls it; `melanoma.training.config.OperatingPoint` has the defaults (0.95, observed, 0.95);
+before the training a perfect model's threshold is chosen, so that a split that allows none is refused at once. Both go
+into the bundle's `bundle.json` under `thresholds`, `review` with the figures that it was chosen by. Evaluation, batch
+scoring and serving compare with these two numbers, and nothing chooses them anew.
+"""
 
 import math
-from typing import Any, Literal, TypedDict
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from melanoma.evaluation.intervals import Bools, Estimate, lower_bound, proportion
+from melanoma.model import manifest
 
 Bound = Literal["observed", "lower"]
+
+
+def choose_thresholds(
+    melanoma: Bools,
+    p_melanoma: npt.NDArray[Any],
+    group: npt.NDArray[Any],
+    sensitivity: float,
+    bound: Bound,
+    urgent_specificity: float,
+) -> manifest.Thresholds:
+    """Both alert thresholds of a model, as its bundle states them.
+
+    Args:
+        melanoma: bool [n], the labels of the validation split.
+        p_melanoma: float [n], the calibrated probabilities of these images.
+        group: [n], what belongs together (lesion, patient, near-duplicates).
+        sensitivity: What `review` has to reach, over 0 and at most 1.
+        bound: Whether the share itself has to reach it or its lower confidence bound, see `operating_point`.
+        urgent_specificity: What `urgent` has to reach, over 0 and at most 1.
+
+    Returns:
+        The thresholds, a phrase that says how they were chosen, and the figures of `review` on these images.
+
+    Raises:
+        ValueError: Where no threshold can be chosen, see `operating_point`.
+    """
+    review = operating_point(melanoma, p_melanoma, group, sensitivity, bound)
+    urgent = choose_threshold_by_specificity(melanoma, p_melanoma, urgent_specificity)
+    reached = "the lower confidence bound of sensitivity" if bound == "lower" else "sensitivity"
+    return manifest.Thresholds(
+        review=review.threshold,
+        urgent=max(review.threshold, urgent),
+        chosen=f"on the validation split ({len(melanoma)} images, {int(melanoma.sum())} melanomas): "
+        f"review where {reached} reaches {sensitivity:.0%}, urgent at {urgent_specificity:.0%} specificity",
+        operating_point=manifest.OperatingPoint.model_validate(asdict(review)),
+    )
 
 
 def choose_threshold(labels_are_melanoma: Bools, p_melanoma: npt.NDArray[Any], sensitivity: float) -> float:
@@ -69,7 +121,8 @@ def _between(low: np.float32, high: np.float32) -> float:
     return float(middle if middle > low else high)
 
 
-class OperatingPoint(TypedDict):
+@dataclass(frozen=True)
+class OperatingPoint:
     """A threshold and what it gives on the images that it was chosen on."""
 
     threshold: float
@@ -89,16 +142,22 @@ def operating_point(
     sensitivity: float,
     bound: Bound = "lower",
 ) -> OperatingPoint:
-    """The highest threshold of ``p_melanoma >= threshold`` for a stated sensitivity, and its figures; all arrays [n].
+    """The highest threshold of ``p_melanoma >= threshold`` for a stated sensitivity, and its figures.
 
-    `bound`: "observed" is satisfied when that share of these melanomas is raised, as in `choose_threshold`; "lower"
-    when the one-sided 95% lower bound of the share reaches it (exact binomial, at the effective number of melanomas
-    where a group holds several). With one melanoma a group the latter keeps its word although the threshold is chosen
-    on the same images: it is a one-sided tolerance limit (Wilks 1941, "Determination of sample sizes for setting
-    tolerance limits").
+    Args:
+        melanoma: bool [n], whether each image is melanoma.
+        p_melanoma: float [n], the calibrated probabilities.
+        group: [n], which images belong together.
+        sensitivity: Above 0 and at most 1.
+        bound: "observed" is satisfied when that share of these melanomas is raised, as in `choose_threshold`; "lower"
+            when the one-sided 95% lower bound of the share reaches it (exact binomial, at the effective number of
+            melanomas where a group holds several). With one melanoma a group the latter keeps its word although the
+            threshold is chosen on the same images: it is a one-sided tolerance limit (Wilks 1941, "Determination of
+            sample sizes for setting tolerance limits").
 
-    Raises ValueError when there is no melanoma, nothing else, the sensitivity is out of range, or there are too few
-    melanomas for the bound: 95% takes 59 of them.
+    Raises:
+        ValueError: There is no melanoma, nothing else, the sensitivity is out of range, or there are too few melanomas
+            for the bound: 95% takes 59 of them.
     """
     melanoma = np.asarray(melanoma, dtype=bool)
     _check_share("sensitivity", sensitivity)
@@ -110,10 +169,10 @@ def operating_point(
             raise ValueError("there is no melanoma to choose a threshold on: use a validation split that has some")
         # From the lowest score upwards, as long as all reach it: where groups hold several melanomas the bound may
         # fall and rise again, and a lucky threshold must not be taken.
-        _, member = np.unique(melanoma_group.astype(str), return_inverse=True)
+        _, code = np.unique(melanoma_group.astype(str), return_inverse=True)
         lowest_raised = None
         for score in np.unique(of_melanoma):
-            if lower_bound(of_melanoma >= score, member) < sensitivity:
+            if lower_bound(of_melanoma >= score, code) < sensitivity:
                 break
             lowest_raised = score
         if lowest_raised is None:

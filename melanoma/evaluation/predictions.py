@@ -44,7 +44,7 @@ def group_codes(predictions: pd.DataFrame) -> tuple[Ints, int]:
     return codes.astype(np.intp), len(groups)
 
 
-def check(predictions: pd.DataFrame) -> None:
+def check_measurable(predictions: pd.DataFrame) -> None:
     """Raises ValueError for an empty table, a label that leaves open whether it is melanoma, a probability or threshold
     that is not finite, and several thresholds."""
     if predictions.empty:

@@ -10,7 +10,7 @@ from melanoma.evaluation.intervals import Bools, Floats, Ints
 def roc(positive: Bools, score: Floats, weight: Floats | None = None) -> tuple[Floats, Floats]:
     """False and true positive rates, both float64 [k], of ``score >= threshold``, from (0, 0) to (1, 1).
 
-    The thresholds are the distinct scores in falling order. `weight` [n] counts each image so many times. NaN where a
+    The thresholds are the distinct scores in falling order. `weight` [n] is how often each image counts. NaN where a
     side has no weight.
     """
     order = np.argsort(-score, kind="stable")

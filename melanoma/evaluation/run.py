@@ -1,8 +1,7 @@
 """Evaluate a bundle on a split of a catalog: locate, fetch, decode, predict, measure, report."""
 
-import contextlib
+import dataclasses
 import datetime
-import hashlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,42 +14,50 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow.parquet as pq
 
-import melanoma
 from melanoma import storage, taxonomy
-from melanoma.catalog import near_duplicates, schema
+from melanoma.catalog import schema
+from melanoma.catalog.seen import leak_warning
 from melanoma.errors import InputError, MelanomaError
-from melanoma.evaluation import outlier_check, stability, subgroups
-from melanoma.evaluation.comparison import compare
+from melanoma.evaluation import stability, subgroups
+from melanoma.evaluation.comparison import Comparison, compare
 from melanoma.evaluation.config import EvaluateConfig
-from melanoma.evaluation.metrics import compute_metrics, top_of_patient
+from melanoma.evaluation.gallery import select_pictures
+from melanoma.evaluation.metrics import Metrics, compute_metrics, top_of_patient
+from melanoma.evaluation.outlier_rates import outlier_rates
 from melanoma.evaluation.predictions import floats, group_codes, is_melanoma
-from melanoma.evaluation.report import select_pictures, write_report
+from melanoma.evaluation.report import Details, write_report
 from melanoma.imaging import load
-from melanoma.imaging.decode import decode
 from melanoma.imaging.errors import ImageError
 from melanoma.model.bundle import Bundle
 from melanoma.model.bundle import load as load_bundle
 from melanoma.model.predictor import Predictor
+from melanoma.version import program_version
 
 _BATCH = 64
 _OTHERS = 2000  # files at most of each folder of pictures that are no dermoscopy
 _PICTURE_SIZE = 320  # pixels, the longer side of a picture in the report
 
+Pixels = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    metrics: dict[str, Any]
+    """What a bundle gives on a split, and the files that say so."""
+
+    metrics: Metrics
     files: dict[str, bytes]  # relative name to content: metrics.json, predictions.parquet, report.html, figures/
 
 
 def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: None) -> Evaluation:
-    """Evaluate and write the report to `config.out`, a folder or an s3:// prefix."""
+    """Evaluate and write the report to `config.out`, a folder or an s3:// prefix. `say` is given one line a step."""
     bundle = load_bundle(config.bundle)
     against = load_bundle(config.against) if config.against else None
     frame = schema.read(config.catalog)
-    _check(bundle, frame, config)
+    # What can be refused is refused before anything is predicted.
+    rows = _rows(frame, config.split, config.catalog, config.sources)
+    _columns_to_measure_by(rows, config.by, config.catalog)
+    storage.check_writable(config.out)
     folders = [storage.normalize(uri) for uri in config.others]
     names = [storage.name(folder) for folder in folders]
     others = {
@@ -77,13 +84,6 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: N
         except OSError as error:
             raise InputError(f"The report cannot be written to {config.out}: {error}") from None
     return evaluation
-
-
-def _check(bundle: Bundle, frame: pd.DataFrame, config: EvaluateConfig) -> None:
-    """What can be known before anything is predicted: raises InputError."""
-    rows = _rows(frame, config.split, config.catalog, config.sources)
-    _columns_to_measure_by(rows, config.by, config.catalog)
-    storage.check_writable(config.out)
 
 
 def _rows(frame: pd.DataFrame, split: str, catalog: str, sources: Sequence[str] | None) -> pd.DataFrame:
@@ -116,66 +116,115 @@ def evaluate_frame(
     prevalence: float | None = None,
     against: Bundle | None = None,
     stability_images: int = 500,
-    others: Mapping[str, np.ndarray] | None = None,
+    others: Mapping[str, Pixels] | None = None,
     show_images: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Predict the images of a split and measure.
 
-    `sources`: those of the catalog whose images are measured; None for all. Their labels alone decide which diagnoses
-    count as one class: HAM10000's as its seven, whatever narrower labels another source has. An image of a source that
-    is relabelled more narrowly, such as AK among AK|SCC, still counts for the class that joins them.
-    `by`: columns of the catalog to measure subgroups by; None: those of source, sex, age and anatomic site that have
-    more than one value. `prevalence`: see `compute_metrics`. `against`: a bundle to compare with on the same images.
-    `stability_images`: at most so many are changed a little and predicted again, and checked for outliers; 0 for none.
-    `others`: further pictures that are no dermoscopy by their kind, uint8 RGB [n, size, size, 3] at the input size.
-    `show_images`: whether the files may name and show images. `say` is given one line a step.
+    Args:
+        bundle: The model.
+        frame: The catalog, see `melanoma.catalog.schema`.
+        split: "train", "validation", "test" or "all".
+        catalog: The catalog's address, for messages and the report.
+        seed: Seed of the bootstrap, and of the images that are drawn.
+        sources: Those of the catalog whose images are measured; None for all. Their labels alone decide which diagnoses
+            count as one class: HAM10000's as its seven, whatever narrower labels another source has. An image of a
+            source that is relabelled more narrowly, such as AK among AK|SCC, still counts for the class that joins
+            them.
+        by: Columns of the catalog to measure subgroups by; None: those of source, sex, age and anatomic site that have
+            more than one value.
+        prevalence: See `compute_metrics`.
+        against: A bundle to compare with on the same images.
+        stability_images: At most this many images are changed a little and predicted again, and copied for the outlier
+            rates.
+        others: Further pictures that are no dermoscopy by their kind, uint8 RGB [n, size, size, 3] at the input size.
+        show_images: Whether the files may name and show images.
+        say: Is given one line a step.
 
-    Raises InputError where the split is empty, a source is not there or a column is not one to measure by.
+    Raises:
+        InputError: The split is empty, a source is not in the catalog, or a column cannot be measured by.
     """
     rows = _rows(frame, split, catalog, sources)
-    values = {column: rows[column].tolist() for column in _columns_to_measure_by(rows, by, catalog)}
+    columns = _columns_to_measure_by(rows, by, catalog)
     predictor = Predictor(bundle)
     drawn = stability.draw(rows, stability_images, seed)
     say(f"Predicting {len(rows)} images of the split {split!r}.")
     predictions, pixels = _predictions(predictor, rows, drawn)
-    melanoma, (group, _) = is_melanoma(predictions), group_codes(predictions)
-    metrics = compute_metrics(predictions, seed=seed, prevalence=prevalence)
-    metrics["top_of_patient"] = top_of_patient(melanoma, floats(predictions, "p_melanoma"), rows["patient_id"], group)
-    metrics["counts"] = [
-        subgroups.counts(predictions, column, rows[column].tolist())
-        for column in ("label", *subgroups.DEFAULT_COLUMNS)
-        if _number_of_values(rows, column) <= subgroups.MOST_VALUES
-    ]
-    metrics["subgroups"] = [subgroups.subgroups(predictions, column, own, seed) for column, own in values.items()]
-    if len(drawn):
-        say(f"Changing {len(drawn)} images a little, in {len(stability.CHANGES)} ways.")
-        metrics["stability"] = stability.stability(predictor, predictions.iloc[drawn], pixels, seed)
-    if len(drawn) or others:
-        say("Scoring pictures that are no dermoscopy.")
-        dermoscopy = floats(predictions, "outlier_score"), group
-        metrics["outliers"] = outlier_check.check(predictor, dermoscopy, pixels, group[drawn], seed, others or {})
+    metrics = _measure(predictions, rows, columns, seed, prevalence)
+    metrics = _disturb(metrics, predictor, predictions, drawn, pixels, seed, others or {}, say)
     if against is not None:
         say(f"Predicting them with the model {against.version}.")
         other, _ = _predictions(Predictor(against), rows, drawn[:0])
-        metrics["comparison"] = {
-            "model_version": against.version,
-            "threshold": against.thresholds["review"],
-            "leak_warning": leak_warning(against, rows),
-            "figures": compare(predictions, other, seed),
-        }
-    leak = leak_warning(bundle, rows)
-    metrics["leak_warning"] = leak
+        metrics = dataclasses.replace(metrics, comparison=_comparison(against, predictions, other, rows, seed))
+    metrics = dataclasses.replace(metrics, leak_warning=leak_warning(bundle.training_images, rows))
     pictures = {uri: _picture(uri) for uri in select_pictures(predictions, seed)} if show_images else None
-    about = _about(bundle, frame, rows, split, catalog, leak)
+    details = _details(bundle, frame, rows, split, catalog, metrics.leak_warning)
+    return Evaluation(metrics, _report_files(predictions, metrics, pictures, details))
+
+
+def _measure(
+    predictions: pd.DataFrame, rows: pd.DataFrame, columns: Sequence[str], seed: int, prevalence: float | None
+) -> Metrics:
+    """The figures of all images, and of the subgroups by `columns` of the catalog's `rows`."""
+    melanoma, (group, _) = is_melanoma(predictions), group_codes(predictions)
+    return dataclasses.replace(
+        compute_metrics(predictions, seed=seed, prevalence=prevalence),
+        top_of_patient=top_of_patient(melanoma, floats(predictions, "p_melanoma"), rows["patient_id"], group),
+        counts=[
+            subgroups.counts(predictions, column, rows[column].tolist())
+            for column in ("label", *subgroups.DEFAULT_COLUMNS)
+            if _number_of_values(rows, column) <= subgroups.MOST_VALUES
+        ],
+        subgroups=[subgroups.subgroups(predictions, column, rows[column].tolist(), seed) for column in columns],
+    )
+
+
+def _disturb(
+    metrics: Metrics,
+    predictor: Predictor,
+    predictions: pd.DataFrame,
+    drawn: npt.NDArray[np.intp],
+    pixels: Pixels,
+    seed: int,
+    others: Mapping[str, Pixels],
+    say: Callable[[str], None],
+) -> Metrics:
+    """The metrics with stability and outlier rates, of the images at the positions `drawn`, which are `pixels`."""
+    if len(drawn):
+        say(f"Changing {len(drawn)} images a little, in {len(stability.CHANGES)} ways.")
+        stable = stability.stability(predictor, predictions.iloc[drawn], pixels, seed)
+        metrics = dataclasses.replace(metrics, stability=stable)
+    if len(drawn) or others:
+        say("Scoring pictures that are no dermoscopy.")
+        group, _ = group_codes(predictions)
+        dermoscopy = floats(predictions, "outlier_score"), group
+        rates = outlier_rates(predictor, dermoscopy, pixels, group[drawn], seed, others)
+        metrics = dataclasses.replace(metrics, outliers=rates)
+    return metrics
+
+
+def _comparison(
+    against: Bundle, predictions: pd.DataFrame, other: pd.DataFrame, rows: pd.DataFrame, seed: int
+) -> Comparison:
+    return Comparison(
+        model_version=against.version,
+        threshold=against.thresholds.review,
+        leak_warning=leak_warning(against.training_images, rows),
+        figures=compare(predictions, other, seed),
+    )
+
+
+def _report_files(
+    predictions: pd.DataFrame, metrics: Metrics, pictures: Mapping[str, bytes] | None, details: Details
+) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        write_report(Path(folder), predictions, metrics, pictures, about)
-        files = {
+        write_report(Path(folder), predictions, metrics, pictures, details)
+        return {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(Path(folder).rglob("*"))
             if path.is_file()
         }
-    return Evaluation(metrics, files)
 
 
 def _columns_to_measure_by(rows: pd.DataFrame, by: Sequence[str] | None, catalog: str) -> list[str]:
@@ -205,9 +254,7 @@ def _number_of_values(rows: pd.DataFrame, column: str) -> int:
     return len(subgroups.binned(column, rows[column].tolist())[1])
 
 
-def _predictions(
-    predictor: Predictor, rows: pd.DataFrame, kept: np.ndarray
-) -> tuple[pd.DataFrame, npt.NDArray[np.uint8]]:
+def _predictions(predictor: Predictor, rows: pd.DataFrame, kept: npt.NDArray[np.intp]) -> tuple[pd.DataFrame, Pixels]:
     """The table of predictions, and the decoded images at the positions `kept`."""
     size = predictor.bundle.input_size
     columns: dict[str, list[Any]] = {}
@@ -224,23 +271,21 @@ def _predictions(
     return predictions, np.concatenate(pixels_kept)
 
 
-def _fetch_and_decode(uri: str, size: int) -> np.ndarray:
+def _fetch_and_decode(uri: str, size: int) -> Pixels:
     try:
         return load.pixels(uri, size)
     except ImageError as error:
         raise MelanomaError(f"The image {uri} of the catalog cannot be read: {error} Make the catalog anew.") from None
 
 
-def _pictures_of(folder: str, size: int, seed: int, say: Callable[[str], None]) -> np.ndarray:
+def _pictures_of(folder: str, size: int, seed: int, say: Callable[[str], None]) -> Pixels:
     """uint8 RGB [n, size, size, 3]: the pictures of a folder or prefix that can be decoded, of 2,000 drawn at most."""
     pictures = []
     try:
         files = [file.uri for file in storage.list_objects(folder) if not file.uri.endswith("/")]
         drawn = np.sort(np.random.default_rng(seed).permutation(len(files))[:_OTHERS])
         for uri in (files[place] for place in drawn):
-            data = load.fetch(uri)
-            with contextlib.suppress(ImageError):
-                pictures.append(decode(data, size).pixels)
+            pictures += [frame.pixels for frame in load.load(load.fetch(uri), size).frames]
     except (OSError, ImageError) as error:
         raise InputError(f"The pictures that are no dermoscopy cannot be read: {error}") from None
     if not pictures:
@@ -262,94 +307,52 @@ def _picture(uri: str) -> bytes:
     return buffer.getvalue()
 
 
-def digest(image_id: str) -> str:
-    """How a bundle names an image id: it may be a hospital's own number, which must not travel with the weights."""
-    return hashlib.sha256(image_id.encode()).hexdigest()[:16]
-
-
-RELATIVES = {"lesion_id": "lesion_id_sha256", "patient_id": "patient_id_sha256"}
-"""Columns of a catalog, and those of a bundle's training images that hold their digests."""
-
-
-def relative_digests(rows: pd.DataFrame, column: str) -> list[str | None]:
-    """The digest of the lesion or patient of each image; None where it is not known."""
-    return [
-        value and digest(taxonomy.number_identity(value, source))
-        for value, source in zip(rows[column], rows["source"], strict=True)
-    ]
-
-
-def leak_warning(bundle: Bundle, rows: pd.DataFrame) -> str | None:
-    """One sentence where images to be evaluated are images, or near-duplicates of images, that the model has seen."""
-    seen = pq.read_table(io.BytesIO(bundle.training_images)).to_pandas()
-    own = set(rows["sha256"])
-    # The validation split may be evaluated; what it shares with itself is no leak but is said to be optimistic.
-    tuned = seen[(seen["split"] == "validation") & seen["sha256"].isin(own)]
-    learned = seen[seen["split"] == "train"]
-    by_bytes = rows["sha256"].isin(set(learned["sha256"]))
-    ids = [taxonomy.identity(i, uri) for i, uri in zip(rows["image_id"], rows["uri"], strict=True)]
-    by_id = pd.Series(ids, index=rows.index).map(digest).isin(set(learned["image_id_sha256"]))
-    near = near_duplicates.seen(rows["perceptual_hash"], learned["perceptual_hash"])
-    relatives = pd.Series(False, index=rows.index)
-    for column, hashed in RELATIVES.items():
-        if hashed in learned:  # bundles of an earlier version do not say
-            relatives |= pd.Series(relative_digests(rows, column), index=rows.index).isin(set(learned[hashed].dropna()))
-    leaked = by_bytes | by_id | relatives | pd.Series([place in near for place in range(len(rows))], index=rows.index)
-    if leaked.any():
-        return (
-            f"Leaked: {int(leaked.sum())} of these {len(rows)} images, near-duplicates of them, or other photographs "
-            "of their lesions or patients, were in the training split of this model. The figures are too good and must "
-            "not be reported as its performance."
-        )
-    if len(tuned):
-        return (
-            f"Optimistic: {len(tuned)} of these {len(rows)} images were used to choose the epoch, the temperature and "
-            "the thresholds of this model."
-        )
-    return None
-
-
-def _about(
+def _details(
     bundle: Bundle, frame: pd.DataFrame, rows: pd.DataFrame, split: str, catalog: str, leak: str | None
-) -> dict[str, Any]:
+) -> Details:
     manifest = bundle.manifest
-    training = manifest["training"]
-    settings = training["config"]
-    return {
-        "title": "Evaluation of a melanoma model",
+    training = manifest.training
+    point = manifest.thresholds.operating_point
+    return Details(
+        title="Evaluation of a melanoma model",
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         # A report inside a bundle cannot name the version that is derived from it.
-        "model_version": bundle.version if manifest["metrics"] else "the bundle that holds this report",
-        "bundle_created": manifest["created"],
-        "classes": manifest["classes"],
-        "catalog": storage.name(storage.normalize(catalog)),
-        "sources": ", ".join(sorted(set(rows["source"]))),
-        "split": split,
-        "split_fingerprint": schema.fingerprint(frame),
-        "leak_warning": leak,
-        "code_version": melanoma.__version__,
-        "training": {
-            "network": f"{settings['network']['name']}, width {settings['network']['width']}",
-            "members": str(len(training["members"])),
-            "image size": f"{manifest['input_size']} x {manifest['input_size']} pixels, whole frame squashed",
-            "images": ", ".join(f"{sum(counts.values())} {name}" for name, counts in training["class_counts"].items()),
-            "best epoch": ", ".join(
-                f"{member['best_epoch']} of {len(member['history'])}" for member in training["members"]
-            ),
-            "temperature": f"{manifest['calibration']['temperature']:.3f}, fitted on validation",
-        },
-        "thresholds": manifest["thresholds"],
-        "operating_point": manifest["thresholds"].get("operating_point"),
-        "class_counts": training["class_counts"],
-        "source_counts": training.get("source_counts"),
-        "class_distribution": training.get("class_distribution", {}).get("rows"),
-        "leaked_twin": training.get("leaked_twin"),
-        "members": training["members"],
-        "labels_changed": int(rows["changes"].notna().sum()),
-        "versions": manifest["versions"],
-        "fingerprints": {
-            "Fingerprint of the training catalog": training["catalog_fingerprint"],
+        model_version=bundle.version if manifest.metrics else "the bundle that holds this report",
+        bundle_created=manifest.created or "unknown",
+        code_version=program_version(),
+        classes=manifest.classes,
+        thresholds=manifest.thresholds.to_json(),
+        operating_point=point.to_json() if point else None,
+        training=_training_in_words(bundle),
+        members=[member.to_json() for member in training.members],
+        class_counts=training.class_counts,
+        source_counts=training.source_counts,
+        class_distribution=(training.class_distribution or {}).get("rows"),
+        leaked_twin=training.leaked_twin,
+        versions=manifest.versions,
+        fingerprints={
+            "Fingerprint of the training catalog": training.catalog_fingerprint or "unknown",
             "Fingerprint of this catalog": schema.fingerprint(frame),
-            **{f"sha256 of {name}": digest for name, digest in sorted(manifest["files"].items()) if "/" not in name},
+            **{f"sha256 of {name}": sha256 for name, sha256 in sorted(manifest.files.items()) if "/" not in name},
         },
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        catalog=storage.name(storage.normalize(catalog)),
+        sources=", ".join(sorted(set(rows["source"]))),
+        split=split,
+        split_fingerprint=schema.fingerprint(frame),
+        labels_changed=int(rows["changes"].notna().sum()),
+        leak_warning=leak,
+    )
+
+
+def _training_in_words(bundle: Bundle) -> dict[str, str]:
+    training, size = bundle.manifest.training, bundle.input_size
+    network = training.config["network"]
+    best = ", ".join(f"{member.best_epoch} of {len(member.history)}" for member in training.members)
+    return {
+        "network": f"{network['name']}, width {network['width']}",
+        "members": str(len(training.members)),
+        "image size": f"{size} x {size} pixels, whole frame squashed",
+        "images": ", ".join(f"{sum(counts.values())} {name}" for name, counts in training.class_counts.items()),
+        "best epoch": best,
+        "temperature": f"{bundle.manifest.calibration.temperature:.3f}, fitted on validation",
     }

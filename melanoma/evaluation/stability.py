@@ -6,6 +6,7 @@ the network takes, so a change of the same name made to an original at full size
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,22 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
-from melanoma.evaluation.intervals import RESAMPLES, Bools, Floats, bootstrap, percentile_interval, proportion
+from melanoma.evaluation.intervals import (
+    RESAMPLES,
+    Bools,
+    Estimate,
+    Floats,
+    Ints,
+    bootstrap,
+    percentile_interval,
+    proportion,
+)
 from melanoma.evaluation.predictions import class_probabilities, classes_of, group_codes, is_melanoma
 from melanoma.model.predictor import Predictor
 from melanoma.taxonomy import CODES
 
 Pixels = npt.NDArray[np.uint8]
-_TOGETHER = 64
+_BATCH = 64
 
 
 def _rotated_10(image: Pixels) -> Pixels:
@@ -78,31 +88,62 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
-def draw(predictions_or_rows: pd.DataFrame, images: int, seed: int) -> npt.NDArray[np.intp]:
-    """Positions of at most so many rows, drawn by the seed and the `uri`, in rising order."""
-    by_uri = np.argsort(predictions_or_rows["uri"].to_numpy(dtype=object), kind="stable")
+@dataclass(frozen=True)
+class Flips:
+    """How often a call flips."""
+
+    raised_flips: Estimate  # share of images that are raised before and not after, or the reverse
+    class_flips: Estimate  # share of images whose most probable class changes
+    melanomas_lost: Estimate  # share of the raised melanomas that are not raised after
+
+
+@dataclass(frozen=True)
+class Change:
+    """The flips of one kind of change, and the mean absolute change of p_melanoma."""
+
+    kind: str
+    raised_flips: Estimate
+    class_flips: Estimate
+    melanomas_lost: Estimate
+    mean_change: Estimate
+
+
+@dataclass(frozen=True)
+class Stability:
+    n: int
+    n_raised_melanoma: int
+    size: int  # of the changed images, in pixels
+    changes: list[Change]
+    any: Flips  # of images that at least one change flips
+
+
+def draw(rows: pd.DataFrame, images: int, seed: int) -> Ints:
+    """Positions of at most `images` rows, drawn by the seed and the `uri`, in rising order."""
+    by_uri = np.argsort(rows["uri"].to_numpy(dtype=object), kind="stable")
     return np.sort(np.random.default_rng(seed).permutation(by_uri)[:images])
 
 
 def stability(
     predictor: Predictor, predictions: pd.DataFrame, pixels: Pixels, seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Any]:
-    """How often the calls on `pixels` [n, size, size, 3], the images of `predictions` [n > 0], flip under `CHANGES`.
+) -> Stability:
+    """How often the calls flip under `CHANGES`.
 
-    `changes`: a list, each with its `kind`, `raised_flips` (share of images that are raised before and not after, or
-    the reverse), `class_flips` (share of images whose most probable class changes), `melanomas_lost` (share of the
-    raised melanomas that are not raised after) and `mean_change` (mean absolute change of p_melanoma). `any`: the
-    first three for images that at least one change flips. Also `n`, `n_raised_melanoma` and `size` in pixels.
+    Args:
+        predictor: The model.
+        predictions: Its predictions of n > 0 images, see `melanoma.evaluation.predictions`.
+        pixels: These images, uint8 RGB [n, size, size, 3].
+        seed: Seed of the bootstrap.
+        resamples: How often the bootstrap draws.
     """
     melanoma = is_melanoma(predictions)
     group, n_groups = group_codes(predictions)
     classes = classes_of(predictions)
     threshold = predictions["threshold"].to_numpy(dtype=np.float64)
 
-    def call(images: Callable[[Pixels], Pixels]) -> tuple[Floats, Bools, npt.NDArray[np.intp]]:
+    def call(change: Callable[[Pixels], Pixels]) -> tuple[Floats, Bools, Ints]:
         parts = []
-        for at in range(0, len(pixels), _TOGETHER):
-            changed = np.stack([np.ascontiguousarray(images(image)) for image in pixels[at : at + _TOGETHER]])
+        for at in range(0, len(pixels), _BATCH):
+            changed = np.stack([np.ascontiguousarray(change(image)) for image in pixels[at : at + _BATCH]])
             parts.append(predictor.probabilities(changed))
         probability = pd.DataFrame(np.concatenate(parts), columns=[f"p_{code}" for code in CODES])
         p_melanoma = probability["p_MEL"].to_numpy(dtype=np.float64)
@@ -112,31 +153,36 @@ def stability(
     found = melanoma & raised_before
     differences = np.empty((len(CHANGES), len(pixels)))
     any_raised, any_class = np.zeros(len(pixels), dtype=bool), np.zeros(len(pixels), dtype=bool)
-    changes: list[dict[str, Any]] = []
-    for i, (kind, change) in enumerate(CHANGES.items()):
+    flips: list[Flips] = []
+    for i, change in enumerate(CHANGES.values()):
         p, raised, answer = call(change)
         raised_flips, class_flips = raised != raised_before, answer != class_before
         any_raised |= raised_flips
         any_class |= class_flips
         differences[i] = np.abs(p - p_before)
-        changes.append({"kind": kind, **_shares(raised_flips, class_flips, found, group)})
+        flips.append(_flips(raised_flips, class_flips, found, group))
     draws = bootstrap(lambda weight: differences @ weight / weight.sum(), group, seed, resamples)
-    for i, result in enumerate(changes):
-        result["mean_change"] = percentile_interval(float(differences[i].mean()), draws[:, i], n_groups)
-    return {
-        "n": len(pixels),
-        "n_raised_melanoma": int(found.sum()),
-        "size": int(pixels.shape[1]),
-        "changes": changes,
-        "any": _shares(any_raised, any_class, found, group),
-    }
+    return Stability(
+        n=len(pixels),
+        n_raised_melanoma=int(found.sum()),
+        size=int(pixels.shape[1]),
+        changes=[
+            Change(
+                kind,
+                of_kind.raised_flips,
+                of_kind.class_flips,
+                of_kind.melanomas_lost,
+                percentile_interval(float(difference.mean()), draws[:, i], n_groups),
+            )
+            for i, (kind, of_kind, difference) in enumerate(zip(CHANGES, flips, differences, strict=True))
+        ],
+        any=_flips(any_raised, any_class, found, group),
+    )
 
 
-def _shares(
-    raised_flips: Bools, class_flips: Bools, found: Bools, group: npt.NDArray[np.intp]
-) -> dict[str, dict[str, Any]]:
-    return {
-        "raised_flips": dict(proportion(raised_flips, group)),
-        "class_flips": dict(proportion(class_flips, group)),
-        "melanomas_lost": dict(proportion(raised_flips[found], group[found])),
-    }
+def _flips(raised_flips: Bools, class_flips: Bools, found: Bools, group: Ints) -> Flips:
+    return Flips(
+        raised_flips=proportion(raised_flips, group),
+        class_flips=proportion(class_flips, group),
+        melanomas_lost=proportion(raised_flips[found], group[found]),
+    )

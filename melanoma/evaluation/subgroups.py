@@ -1,83 +1,135 @@
 """Figures apart by what is known of the images and the patients."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from melanoma.evaluation.intervals import RESAMPLES, Bools, Floats, Ints, bootstrap, percentile_interval, proportion
-from melanoma.evaluation.metrics import groups_of_each_side
+from melanoma.evaluation.intervals import (
+    RESAMPLES,
+    Bools,
+    Estimate,
+    Floats,
+    Ints,
+    bootstrap,
+    percentile_interval,
+    proportion,
+)
 from melanoma.evaluation.predictions import floats, group_codes, is_melanoma
 from melanoma.evaluation.roc import area_under_roc, roc_of_sorted, tie_ends
+from melanoma.evaluation.weighted_figures import groups_of_each_side
 
 UNKNOWN = "unknown"
 DEFAULT_COLUMNS = ("source", "sex", "age", "anatomic_site")
 MOST_VALUES = 50
-_DISCRETE = 8  # so many different numbers are groups as they are
+_DISCRETE = 8  # at most this many different numbers are groups as they are
+
+
+@dataclass(frozen=True)
+class GroupCount:
+    """How many images, melanomas and groups of images have one value of a column."""
+
+    value: str
+    n: int
+    n_melanoma: int
+    n_groups: int
+
+
+@dataclass(frozen=True)
+class GroupFigures(GroupCount):
+    """The figures of the images that have one value of a column."""
+
+    sensitivity: Estimate  # at the frozen threshold, as is specificity
+    specificity: Estimate
+    melanoma_auc: Estimate
+    mean_p_melanoma: float  # a calibrated model has it within the interval of `share_of_melanoma`
+    share_of_melanoma: Estimate
+
+
+@dataclass(frozen=True)
+class ColumnCounts:
+    column: str
+    groups: list[GroupCount]
+
+
+@dataclass(frozen=True)
+class ColumnFigures:
+    column: str
+    groups: list[GroupFigures]
 
 
 def subgroups(
     predictions: pd.DataFrame, column: str, values: Sequence[Any], seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Any]:
-    """Figures of a table of predictions by the `values` [n] that its images have in a `column` of the catalog.
+) -> ColumnFigures:
+    """Figures of a table of predictions by the values that its images have in a column of the catalog.
 
-    ``{"column", "groups": [...]}``; each group has its `value` as text, the counts `n`, `n_melanoma` and `n_groups`,
-    the estimates `sensitivity`, `specificity` (both at the frozen threshold), `melanoma_auc` and `share_of_melanoma`,
-    and `mean_p_melanoma`, which a calibrated model has within the interval of the latter. None and NaN are the group
-    "unknown". Ages are in the groups under 30, 30 to 49, 50 to 69, 70 and over; other numbers of more than eight values
-    in quarters of the known ones.
+    None and NaN are the group "unknown". Ages are in the groups under 30, 30 to 49, 50 to 69, 70 and over; other
+    numbers of more than eight values in quarters of the known ones.
 
-    Raises ValueError where there are more than 50 values.
+    Args:
+        predictions: n rows, see `melanoma.evaluation.predictions`.
+        column: The column's name.
+        values: The value of each image [n].
+        seed: Seed of the bootstrap.
+        resamples: How often the bootstrap draws.
+
+    Raises:
+        ValueError: There are more than 50 values.
     """
     names, in_order = binned(column, values)
     if len(in_order) > MOST_VALUES:
         raise ValueError(f"the column {column!r} has {len(in_order)} values: choose one with at most {MOST_VALUES}")
+    name_of_image = np.array(names, dtype=object)
+    found = [_figures(predictions, name, name_of_image == name, seed, resamples) for name in in_order]
+    return ColumnFigures(column, found)
+
+
+def _figures(predictions: pd.DataFrame, name: str, chosen: Bools, seed: int, resamples: int) -> GroupFigures:
     melanoma, score = is_melanoma(predictions), floats(predictions, "p_melanoma")
     raised = score >= floats(predictions, "threshold")
     group, _ = group_codes(predictions)
-    order = np.array(names, dtype=object)
-    found = []
-    for name in in_order:
-        rows = np.flatnonzero(order == name)
-        rows = rows[np.argsort(-score[rows], kind="stable")]
-        ill, ends = melanoma[rows], tie_ends(score[rows])
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.argsort(-score[rows], kind="stable")]
+    ill, ends = melanoma[rows], tie_ends(score[rows])
 
-        def area(weight: Floats, ill: Any = ill, ends: Any = ends) -> Floats:
-            return np.array([area_under_roc(*roc_of_sorted(ill, ends, weight))])
+    def area(weight: Floats) -> Floats:
+        return np.array([area_under_roc(*roc_of_sorted(ill, ends, weight))])
 
-        both = groups_of_each_side(ill, group[rows])
-        value = float(area(np.ones(len(rows)))[0])
-        draws = bootstrap(area, group[rows], seed, resamples)[:, 0] if both > 1 else np.empty(0)
-        found.append(
-            {
-                **_counted(name, order == name, melanoma, group),
-                "sensitivity": proportion(raised[rows][ill], group[rows][ill]),
-                "specificity": proportion(~raised[rows][~ill], group[rows][~ill]),
-                "melanoma_auc": percentile_interval(value, draws, both),
-                "mean_p_melanoma": float(score[rows].mean()),
-                "share_of_melanoma": proportion(ill, group[rows]),
-            }
-        )
-    return {"column": column, "groups": found}
+    smaller_side = groups_of_each_side(ill, group[rows])
+    value = float(area(np.ones(len(rows)))[0])
+    draws = bootstrap(area, group[rows], seed, resamples)[:, 0] if smaller_side > 1 else np.empty(0)
+    count = _count(name, chosen, melanoma, group)
+    return GroupFigures(
+        value=count.value,
+        n=count.n,
+        n_melanoma=count.n_melanoma,
+        n_groups=count.n_groups,
+        sensitivity=proportion(raised[rows][ill], group[rows][ill]),
+        specificity=proportion(~raised[rows][~ill], group[rows][~ill]),
+        melanoma_auc=percentile_interval(value, draws, smaller_side),
+        mean_p_melanoma=float(score[rows].mean()),
+        share_of_melanoma=proportion(ill, group[rows]),
+    )
 
 
-def counts(predictions: pd.DataFrame, column: str, values: Sequence[Any]) -> dict[str, Any]:
+def counts(predictions: pd.DataFrame, column: str, values: Sequence[Any]) -> ColumnCounts:
     """How many images, melanomas and groups have each of the `values` [n] of a `column`, as `subgroups` groups them."""
     names, in_order = binned(column, values)
     melanoma, (group, _) = is_melanoma(predictions), group_codes(predictions)
-    order = np.array(names, dtype=object)
-    return {"column": column, "groups": [_counted(name, order == name, melanoma, group) for name in in_order]}
+    name_of_image = np.array(names, dtype=object)
+    return ColumnCounts(column, [_count(name, name_of_image == name, melanoma, group) for name in in_order])
 
 
-def _counted(name: str, chosen: Bools, melanoma: Bools, group: Ints) -> dict[str, Any]:
-    return {
-        "value": name,
-        "n": int(chosen.sum()),
-        "n_melanoma": int((chosen & melanoma).sum()),
-        "n_groups": len(np.unique(group[chosen])),
-    }
+def _count(name: str, chosen: Bools, melanoma: Bools, group: Ints) -> GroupCount:
+    return GroupCount(
+        value=name,
+        n=int(chosen.sum()),
+        n_melanoma=int((chosen & melanoma).sum()),
+        n_groups=len(np.unique(group[chosen])),
+    )
 
 
 def binned(column: str, values: Sequence[Any]) -> tuple[list[str], list[str]]:

@@ -1,7 +1,42 @@
 """DICOM bytes become a picture, or what makes one, and what their header says of it.
 
+**What may a DICOM header change?** Only the elements named here are read, and Specific
+Character Set, which says how text is encoded. All others are skipped unread.
+
+*The pixels*:
+
+- whether there is a picture: the transfer syntax, Photometric Interpretation, Bits Allocated and Bits Stored (8 to 16)
+  have to be of the kinds that are read, colours have to be three, Number of Frames and Rows x Columns within the
+  limits, and what is compressed has to have the size that the header says (a JPEG has its own);
+- how samples become numbers: Rows, Columns, Samples per Pixel, Planar Configuration, Bits Allocated, Bits Stored, High
+  Bit, Pixel Representation, Number of Frames, and where the frames lie (Extended Offset Table and its Lengths);
+- how numbers become colours: Photometric Interpretation, which a JPEG's or JPEG 2000's own markers overrule, as does
+  the length of uncompressed YBR_FULL_422 (whole RGB pixels are RGB); the three
+  palettes (Red, Green and Blue Palette Color Lookup Table Descriptor and Data) with PALETTE COLOR;
+- how grey becomes brightness: Window Center, Window Width and VOI LUT Function, with Rescale Slope and Intercept, and
+  where there is no window, the stored bits. MONOCHROME1 is a negative. Compressed as JPEG, grey has no window.
+
+No element turns, crops or stretches a picture, and EXIF within a frame is not asked. ICC profiles, overlays, lookup
+tables of grey and the pixel aspect ratio change nothing.
+
+*What the scores say* (`Header`; `melanoma.privacy` makes pseudonyms of the first two):
+
+- `patient_id`: Patient ID; `study_uid`: Study Instance UID;
+- `body_site`: the meaning of the code in Anatomic Region Sequence, else Body Part Examined;
+- `acquired_at`: Acquisition DateTime, else Acquisition, Content or Study Date and Time, with Timezone Offset From UTC.
+
+A catalog takes `patient_id` and, as `anatomic_site`, `body_site`. None of them reaches the network, and no reason of a
+reject repeats a word of a header.
+
+*What holds a picture back* from every page, though it is scored and its alert raised:
+
+- Recognizable Visual Features = YES: a person may be known from it;
+- Burned In Annotation = YES: there may be text in it. It counts on the page of a night alone, and only where
+  `hold_back_annotated` is configured.
+
 Headers are as dirty as in the wild (quoted values, wrong UIDs, a photometric interpretation that is not that of the
-data), and as hostile as any bytes: what is inflated, and what a decoder may be asked to make, is bounded before.
+data), and as hostile as any bytes: what is inflated, and what a decoder may be asked to make, is bounded before: at
+most 20,000 items, 200,000 reads, 8 KB an element, 128 KB a palette, 256 frames.
 """
 
 import datetime
@@ -22,7 +57,7 @@ from pydicom.filereader import _read_file_meta_info, read_partial, read_preamble
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
 from pydicom.tag import BaseTag, Tag
 
-from melanoma.imaging.errors import ImageError
+from melanoma.imaging.errors import ImageError, damaged_dicom, refused_dicom, too_large, too_many_frames
 from melanoma.imaging.header import Header
 from melanoma.imaging.limits import Limits
 
@@ -46,13 +81,13 @@ _PIXEL_DATA = Tag("PixelData")
 _ITEM, _ITEM_BIG_ENDIAN = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
 _MOST_ITEMS = 20_000
 _MOST_READS = 200_000
-_LONGEST = 8192  # bytes, of an element that is read
+_LONGEST = 8192  # bytes of an element that is read
 _LONGEST_TABLE = 2 * 65_536
 _UNDEFINED = 0xFFFFFFFF
 _MOST_CHARACTERS = 256  # of what is taken from a header
 _MOST_FRAMES = 256
 _HEADER = (
-    *("SOPClassUID", "PatientID", "StudyInstanceUID", "BodyPartExamined", "AnatomicRegionSequence"),
+    *("PatientID", "StudyInstanceUID", "BodyPartExamined", "AnatomicRegionSequence"),
     *("AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "ContentDate", "ContentTime"),
     *("StudyDate", "StudyTime", "TimezoneOffsetFromUTC", "BurnedInAnnotation", "RecognizableVisualFeatures"),
 )
@@ -89,26 +124,26 @@ class Jpeg:
 
 
 def read(data: bytes) -> pydicom.Dataset:
-    """The elements that matter here. Raises ImageError."""
+    """The elements that this module's docstring names. Raises ImageError."""
     if data.count(_ITEM) + data.count(_ITEM_BIG_ENDIAN) > _MOST_ITEMS:
         _refuse(f"has more than {_MOST_ITEMS:,} items or fragments")
     try:
         # pydicom would inflate it to whatever size it has.
         if _syntax(data) == uid.DeflatedExplicitVRLittleEndian:
             _refuse("is deflated as a whole, which is not read")
-        found = read_partial(_Counted(data), stop_when=_stop, force=True, specific_tags=list(_WANTED))
+        dataset = read_partial(_Counted(data), stop_when=_stop, force=True, specific_tags=list(_WANTED))
     except ImageError:
         raise
     except Exception:
         # pydicom raises nearly anything on damaged files.
-        raise ImageError("dicom", "The DICOM file is damaged: fetch or export it again.") from None
-    if "PixelData" not in found:
+        raise damaged_dicom("The DICOM file") from None
+    if "PixelData" not in dataset:
         _refuse("holds no picture")
-    return found
+    return dataset
 
 
 class _Counted(io.BytesIO):
-    """Bytes that are read in so many steps at most: each element takes some, and memory for much more than it has."""
+    """Bytes that are read in a bounded number of steps: each element takes some, and more memory than it is long."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -136,7 +171,7 @@ def _stop(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise ImageError("dicom", f"The DICOM file {what}.")
+    raise refused_dicom(what)
 
 
 def is_recognizable(data: bytes) -> bool:
@@ -147,39 +182,39 @@ def is_recognizable(data: bytes) -> bool:
         return False
 
 
-def header(found: pydicom.Dataset) -> Header:
+def header(dataset: pydicom.Dataset) -> Header:
     """Never raises: a header that cannot be understood says nothing."""
     return Header(
-        patient_id=_text(found, "PatientID"),
-        study_uid=_text(found, "StudyInstanceUID"),
-        body_site=_body_site(found) or _text(found, "BodyPartExamined"),
-        acquired_at=_acquired_at(found),
-        is_recognizable=_answer(found, "RecognizableVisualFeatures"),
-        is_annotated=_answer(found, "BurnedInAnnotation"),
+        patient_id=_text(dataset, "PatientID"),
+        study_uid=_text(dataset, "StudyInstanceUID"),
+        body_site=_body_site(dataset) or _text(dataset, "BodyPartExamined"),
+        acquired_at=_acquired_at(dataset),
+        is_recognizable=_answer(dataset, "RecognizableVisualFeatures"),
+        is_annotated=_answer(dataset, "BurnedInAnnotation"),
     )
 
 
-def _text(found: pydicom.Dataset, name: str) -> str | None:
+def _text(dataset: pydicom.Dataset, name: str) -> str | None:
     try:
-        value = found.get(name)
+        value = dataset.get(name)
     except Exception:  # a value that its own representation forbids
         return None
     return None if value is None else str(value)[:_MOST_CHARACTERS].strip(" \0\t\r\n\"'") or None
 
 
-def _body_site(found: pydicom.Dataset) -> str | None:
+def _body_site(dataset: pydicom.Dataset) -> str | None:
     try:
-        return _text(found.AnatomicRegionSequence[0], "CodeMeaning")
+        return _text(dataset.AnatomicRegionSequence[0], "CodeMeaning")
     except Exception:
         return None
 
 
-def _acquired_at(found: pydicom.Dataset) -> str | None:
+def _acquired_at(dataset: pydicom.Dataset) -> str | None:
     for date, time in _TIMES:
-        digits = f"{_text(found, date) or ''}{_text(found, time) or '' if time else ''}"
+        digits = f"{_text(dataset, date) or ''}{_text(dataset, time) or '' if time else ''}"
         try:
             if taken := valuerep.DT(digits):
-                zone = _text(found, "TimezoneOffsetFromUTC")
+                zone = _text(dataset, "TimezoneOffsetFromUTC")
                 if zone and taken.tzinfo is None:
                     taken = valuerep.DT(f"{digits}{zone}")
                 if len(digits) <= len("20260314"):
@@ -190,80 +225,78 @@ def _acquired_at(found: pydicom.Dataset) -> str | None:
     return None
 
 
-def _answer(found: pydicom.Dataset, name: str) -> bool | None:
-    return {"YES": True, "NO": False}.get((_text(found, name) or "").upper())
+def _answer(dataset: pydicom.Dataset, name: str) -> bool | None:
+    return {"YES": True, "NO": False}.get((_text(dataset, name) or "").upper())
 
 
-def number_of_frames(found: pydicom.Dataset) -> int:
-    """Raises ImageError where the header says it so that it cannot be understood."""
+def number_of_frames(dataset: pydicom.Dataset) -> int:
+    """How many pictures the file holds. Raises ImageError where the header does not say it in a way to understand."""
     try:
-        return max(1, int(found.get("NumberOfFrames") or 1))
+        return max(1, int(dataset.get("NumberOfFrames") or 1))
     except Exception:  # see `read`
         _refuse("does not say how many pictures it holds")
 
 
-def check_size(found: pydicom.Dataset, limits: Limits) -> None:
+def check_size(dataset: pydicom.Dataset, limits: Limits) -> None:
     """Raises ImageError where all frames together have more pixels than the limit."""
     try:
-        rows, columns = int(found.Rows), int(found.Columns)
+        rows, columns = int(dataset.Rows), int(dataset.Columns)
     except Exception:
         _refuse("does not say how large its picture is")
-    frames = number_of_frames(found)
+    frames = number_of_frames(dataset)
     if frames > _MOST_FRAMES:
-        raise ImageError("too_large", f"The DICOM file has {frames:,} frames, as a film, more than {_MOST_FRAMES}.")
+        raise too_many_frames(frames, _MOST_FRAMES)
     if rows * columns * frames > limits.max_pixels:
         times = f"{frames:,} frames of " if frames > 1 else ""
-        raise ImageError(
-            "too_large",
-            f"The picture has {times}{columns:,} x {rows:,} pixels, more than the limit of {limits.max_pixels:,}: "
-            "make it smaller.",
+        raise too_large(
+            f"The picture has {times}{columns:,} x {rows:,} pixels, more than the limit of {limits.max_pixels:,}"
         )
 
 
-def frame(found: pydicom.Dataset, index: int = 0) -> Jpeg | np.ndarray:
+def frame(dataset: pydicom.Dataset, index: int = 0) -> Jpeg | np.ndarray:
     """One frame, counted from 0, of a file that has passed `check_size`: a JPEG, or its pixels, uint8 RGB
     [height, width, 3]. Raises ImageError."""
     try:
-        return _frame(found, index)
+        return _frame(dataset, index)
     except ImageError:
         raise
     except Exception:
-        raise ImageError("dicom", "The picture in the DICOM file is damaged: fetch or export it again.") from None
+        raise damaged_dicom("The picture in the DICOM file") from None
 
 
-def _frame(found: pydicom.Dataset, index: int) -> Jpeg | np.ndarray:
-    syntax = found.file_meta.get("TransferSyntaxUID") or uid.ImplicitVRLittleEndian
+def _frame(dataset: pydicom.Dataset, index: int) -> Jpeg | np.ndarray:
+    syntax = dataset.file_meta.get("TransferSyntaxUID") or uid.ImplicitVRLittleEndian
     if syntax not in _READ:
         name = uid.UID_dictionary[syntax][0] if syntax in uid.UID_dictionary else "of no known name"
         _refuse(f"has the transfer syntax {name}, which is not read")
-    photometric = str(found.get("PhotometricInterpretation", "")).strip(' "').upper()
-    rows, columns = int(found.Rows), int(found.Columns)
+    photometric = str(dataset.get("PhotometricInterpretation", "")).strip(' "').upper()
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
     if photometric not in _PHOTOMETRIC:
         _refuse("has a photometric interpretation that is not read")
-    if int(found.BitsAllocated) not in (8, 16):
-        _refuse(f"has {int(found.BitsAllocated)} bits a sample, which is not read")
+    if int(dataset.BitsAllocated) not in (8, 16):
+        _refuse(f"has {int(dataset.BitsAllocated)} bits a sample, which is not read")
     if syntax.is_encapsulated:
-        data = get_frame(found.PixelData, index, number_of_frames=number_of_frames(found))
+        data = get_frame(dataset.PixelData, index, number_of_frames=number_of_frames(dataset))
         if syntax in _JPEG:
             if photometric == "PALETTE COLOR":
                 _refuse("has the colours of a JPEG in a palette, which is not read")
             return Jpeg(data, photometric == "RGB", photometric == "MONOCHROME1")
-        _check_codestream(syntax, data, rows, columns, found)
+        _check_codestream(syntax, data, rows, columns, dataset)
         if syntax in _JPEG_2000 and photometric.startswith("YBR_FULL") and _turns_colours(data):
             # What it says of itself is what openjpeg does, whatever the header says.
             photometric = "YBR_ICT"
-    elif photometric == "YBR_FULL_422" and len(found.PixelData) >= 3 * rows * columns * number_of_frames(found):
+    elif photometric == "YBR_FULL_422" and len(dataset.PixelData) >= 3 * rows * columns * number_of_frames(dataset):
         # Too long for that: whoever decompressed it did not change the header (OHIF/Viewers#2934).
         photometric = "RGB"
-    found.PhotometricInterpretation = photometric
-    pixels, about = get_decoder(syntax).as_array(found, index=index)
-    return _eight_bits(pixels, str(about["photometric_interpretation"]), found)
+    dataset.PhotometricInterpretation = photometric
+    pixels, properties = get_decoder(syntax).as_array(dataset, index=index)
+    return _eight_bits(pixels, str(properties["photometric_interpretation"]), dataset)
 
 
-def _check_codestream(syntax: uid.UID, data: bytes, rows: int, columns: int, found: pydicom.Dataset) -> None:
+def _check_codestream(syntax: uid.UID, data: bytes, rows: int, columns: int, dataset: pydicom.Dataset) -> None:
     """Raise ImageError where the compressed frame would make another picture than the header says: a decoder takes
     memory for the former."""
-    samples = int(found.SamplesPerPixel)
+    samples = int(dataset.SamplesPerPixel)
     if syntax in _JPEG_2000:
         # A file around the codestream (JP2), which the standard forbids, may hide another one.
         if not data.startswith(b"\xff\x4f\xff\x51"):  # start of codestream, image and tile size
@@ -275,7 +308,7 @@ def _check_codestream(syntax: uid.UID, data: bytes, rows: int, columns: int, fou
         at = _segment(data, 0xF7)
         size = struct.unpack(">HHB", data[at + 5 : at + 10])
     else:
-        _check_run_lengths(data, rows * columns * samples * (int(found.BitsAllocated) // 8))
+        _check_run_lengths(data, rows * columns * samples * (int(dataset.BitsAllocated) // 8))
         return
     if size != (rows, columns, samples):
         _refuse(f"says {columns} x {rows} x {samples}, and its picture {size[1]} x {size[0]} x {size[2]}")
@@ -311,16 +344,16 @@ def _check_run_lengths(data: bytes, expected: int) -> None:
                 _refuse("holds a larger picture than it says")
 
 
-def _eight_bits(pixels: np.ndarray, photometric: str, found: pydicom.Dataset) -> np.ndarray:
+def _eight_bits(pixels: np.ndarray, photometric: str, dataset: pydicom.Dataset) -> np.ndarray:
     """uint8 RGB [height, width, 3]."""
-    bits = int(found.BitsStored)
+    bits = int(dataset.BitsStored)
     if not 8 <= bits <= 16:
         _refuse(f"holds a picture of {bits} bits, which is not read")
     if photometric == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, found)
-        bits = int(found.RedPaletteColorLookupTableDescriptor[2])
+        pixels = apply_color_lut(pixels, dataset)
+        bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
     elif photometric in ("MONOCHROME1", "MONOCHROME2"):
-        pixels = _monochrome(pixels, bits, found)
+        pixels = _monochrome(pixels, bits, dataset)
         bits = 8
         if photometric == "MONOCHROME1":
             pixels = 255 - pixels
@@ -330,13 +363,13 @@ def _eight_bits(pixels: np.ndarray, photometric: str, found: pydicom.Dataset) ->
     return np.ascontiguousarray(pixels if bits == 8 else pixels >> (bits - 8)).astype(np.uint8)
 
 
-def _monochrome(pixels: np.ndarray, bits: int, found: pydicom.Dataset) -> np.ndarray:
+def _monochrome(pixels: np.ndarray, bits: int, dataset: pydicom.Dataset) -> np.ndarray:
     """uint8: as the window of the header shows it, or the whole range of the stored bits."""
-    if found.get("WindowWidth") is None:
-        least = -(1 << (bits - 1)) if found.PixelRepresentation else 0
+    if dataset.get("WindowWidth") is None:
+        least = -(1 << (bits - 1)) if dataset.PixelRepresentation else 0
         return np.asarray((pixels.astype(np.int32) - least) >> (bits - 8)).astype(np.uint8)
-    values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, found), found), dtype=np.float64)
-    slope, intercept = float(found.get("RescaleSlope") or 1), float(found.get("RescaleIntercept") or 0)
-    low = (-(1 << (bits - 1)) if found.PixelRepresentation else 0) * slope + intercept
+    values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, dataset), dataset), dtype=np.float64)
+    slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
+    low = (-(1 << (bits - 1)) if dataset.PixelRepresentation else 0) * slope + intercept
     high = low + ((1 << bits) - 1) * slope
     return np.clip(np.rint((values - low) / (high - low) * 255), 0, 255).astype(np.uint8)

@@ -1,15 +1,22 @@
-"""What can be wrong with an image: the kinds of rejects, each with its meaning, and the one place that decides them.
+"""What can be wrong with an image: the kinds of rejects, each with its meaning, and the one file that decides them.
 
-| kind | what is wrong | decided by |
+| kind | what is wrong | found by |
 |---|---|---|
-| `empty` | The file has no bytes. | the decoder |
-| `truncated` | The file is cut short or damaged. | the decoder; the reader of tars and zips |
-| `not_an_image` | The magic bytes are of something else. | `kinds.py` |
-| `unsupported` | It is an image of a kind that is not read. | `kinds.py`, the decoder |
-| `too_large` | It has more bytes or pixels than the limits. | `limits.py` |
-| `dicom` | The DICOM file is damaged, or of a kind that is not read. | `dicom.py` |
-| `not_found` | It was listed and is not there any more. | `of_storage` |
-| `access` | The store refused or failed. | `of_storage` |
+| `empty` | The file has no bytes. | `limits` |
+| `truncated` | The file is cut short or damaged, also a JPEG inside a DICOM file. | `decode`, `tiff` |
+| `not_an_image` | The magic bytes are of something else. | `kinds` |
+| `unsupported` | An image of a kind that is not read; several frames where one is wanted. | `kinds`, all decoders |
+| `too_large` | It has more bytes or pixels than the limits. | `limits`, `decode`, `dicom` |
+| `dicom` | The DICOM file is damaged, or of a kind that is not read. | `dicom` |
+| `not_found` | It was listed and is not there any more. | the store, see `of_storage` |
+| `access` | The store refused or failed. | the store, see `of_storage` |
+
+Whoever finds something in an image calls a function of this file, which decides the kind and the sentence for people.
+Three files see an image before its bytes are here, and choose among these kinds with words of their own:
+`scoring.tar_and_zip` (a file in a tar or zip that is refused, cut short or too large), `scoring.plan` and
+`scoring.fetch` (an archive that cannot be read, a listed size over the limit), `serving.app` (a body over the limit).
+
+`TRANSIENT` and `UNREAD` below say which kinds a later run tries again; the others wait until the file changes.
 """
 
 from typing import Literal
@@ -54,16 +61,40 @@ def of_storage(error: OSError) -> ImageError:
     return ImageError("access", str(error))
 
 
-def unsupported(what: str) -> ImageError:
-    """An image of a kind that is not read; `what`: the beginning of a sentence that says so."""
-    return ImageError("unsupported", f"{what}: save the picture as an 8-bit JPEG or PNG.")
-
-
-def too_many_pixels(what: str) -> ImageError:
-    """A picture over the limit; `what`: how many pixels it has."""
-    return ImageError("too_large", f"The picture has {what}: make it smaller.")
+def empty() -> ImageError:
+    return ImageError("empty", "The file is empty: fetch or export it again.")
 
 
 def damaged(name: str) -> ImageError:
     """A file of the format `name` that is cut short or damaged."""
     return ImageError("truncated", f"The {name} is cut short or damaged: fetch or export it again.")
+
+
+def not_an_image(what: str) -> ImageError:
+    """Something else; `what` it is, in words, such as "a PDF document"."""
+    return ImageError("not_an_image", f"This is not an image but {what}: leave it out or replace it.")
+
+
+def unsupported(what: str) -> ImageError:
+    """An image of a kind that is not read; `what`: the beginning of a sentence that says so."""
+    return ImageError("unsupported", f"{what}: save the picture as an 8-bit JPEG or PNG.")
+
+
+def too_large(what: str) -> ImageError:
+    """A file or picture over a limit; `what`: the beginning of a sentence that says how large it is."""
+    return ImageError("too_large", f"{what}: make it smaller.")
+
+
+def too_many_frames(frames: int, limit: int) -> ImageError:
+    return ImageError("too_large", f"The DICOM file has {frames:,} frames, as a film, more than {limit}.")
+
+
+def damaged_dicom(what: str) -> ImageError:
+    """`what` is damaged: the file, or the picture in it."""
+    return ImageError("dicom", f"{what} is damaged: fetch or export it again.")
+
+
+def refused_dicom(what: str) -> ImageError:
+    """A DICOM file that is not read; `what`: the end of a sentence that says why. It repeats nothing that the header
+    says in words: that may be a name."""
+    return ImageError("dicom", f"The DICOM file {what}.")

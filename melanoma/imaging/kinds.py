@@ -3,7 +3,7 @@
 import re
 import struct
 
-from melanoma.imaging.errors import ImageError, unsupported
+from melanoma.imaging.errors import not_an_image, unsupported
 
 _MAGIC: dict[str, tuple[bytes, ...]] = {
     "JPEG": (b"\xff\xd8\xff",),
@@ -91,11 +91,11 @@ def identify(data: bytes) -> str:
         raise unsupported("Netpbm images are not read")
     if b"<svg" in data[:1024].lower():
         raise unsupported("SVG images are not read")
-    raise ImageError("not_an_image", f"This is not an image but {_looks_like(data)}: leave it out or replace it.")
+    raise not_an_image(_looks_like(data))
 
 
 def _is_bmp(data: bytes) -> bool:
-    """Whether a file that begins with "BM" goes on like a BMP: text may begin so too."""
+    """Whether a file that begins with "BM" continues as a BMP does: text may begin so too."""
     return not any(data[6:10]) and (len(data) < 18 or struct.unpack_from("<I", data, 14)[0] in _BMP_HEADERS)
 
 

@@ -1,7 +1,7 @@
-"""The one way from a URI to pixels: fetch, then decode. Catalog, training, evaluation, scoring, single predictions and
-the pages with pictures all take it.
+"""The one way from a URI to pixels: fetch, then decode.
 
-Whatever goes wrong is an `ImageError`, and `melanoma.imaging.errors` decides of which kind.
+Catalog, training, evaluation, scoring, single predictions and the pages with pictures all take it. Whatever goes wrong
+is an `ImageError`, and `melanoma.imaging.errors` decides of which kind.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from melanoma.imaging.kinds import is_dicom
 from melanoma.imaging.limits import DEFAULT_LIMITS, Limits
 from melanoma.storage import Store
 
-_IMPATIENT = Store()
+_FAILS_AT_ONCE = Store()  # a store that does not answer is not asked again
 
 
-def fetch(uri: str, limits: Limits = DEFAULT_LIMITS, store: Store = _IMPATIENT) -> bytes:
+def fetch(uri: str, limits: Limits = DEFAULT_LIMITS, store: Store = _FAILS_AT_ONCE) -> bytes:
     """The bytes of an image file, at most `limits.max_bytes` + 1 of them. Raises `ImageError`."""
     try:
         return store.read_bytes(uri, limits.max_bytes)
@@ -29,13 +29,10 @@ def fetch(uri: str, limits: Limits = DEFAULT_LIMITS, store: Store = _IMPATIENT) 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of an image file: the pixels of its `frames`, or the `error` for which there are none.
+    """What became of an image file."""
 
-    `sha256`: of the content, as hexadecimal digits; None where nothing or not all of it was read.
-    """
-
-    frames: tuple[Decoded, ...]
-    sha256: str | None
+    frames: tuple[Decoded, ...]  # one, or those of a DICOM file with several; none where there is an error
+    sha256: str | None  # of the content, hexadecimal; None where nothing or not all of it was read
     error: ImageError | None = None
 
 
@@ -67,8 +64,8 @@ def pixels(uri: str, size: int, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     return decode(fetch(uri, limits), size, limits).pixels
 
 
-def picture(uri: str, longest: int, limits: Limits = DEFAULT_LIMITS) -> Image.Image | None:
-    """The image at `uri` for a page: upright RGB, its longer side at most `longest` pixels.
+def picture(uri: str, longest: int | None = None, limits: Limits = DEFAULT_LIMITS) -> Image.Image | None:
+    """The image at `uri` for people: upright RGB, its longer side at most `longest` pixels.
 
     None where a person may be known from the picture, as the file says itself. Raises `ImageError`.
     """
@@ -80,6 +77,6 @@ def is_recognizable(data: bytes) -> bool:
     """Whether a file says that a person may be known from its picture: only DICOM does. Never raises."""
     if not is_dicom(data):
         return False
-    from melanoma.imaging import dicom  # heavy, and most archives hold none
+    from melanoma.imaging import dicom  # takes 0.3 s to import, and most archives hold none
 
     return dicom.is_recognizable(data)

@@ -20,12 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from melanoma import storage, taxonomy
 from melanoma.errors import InputError
 from melanoma.imaging.decode import PREPROCESSING
-from melanoma.model.outliers import MODEL_KEYS
+from melanoma.model.manifest import Draft, Manifest, Thresholds
+from melanoma.model.outliers import OutlierModel
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 """The bundle that comes with the program, and is used where none is named. A checkout may lack it."""
 
 SCHEMA = 1
@@ -40,48 +43,49 @@ _REQUIRED = ("schema", "preprocessing", "classes", "input_size", "calibration", 
 class Bundle:
     """A verified bundle in memory: it travels to Ray's workers as it is."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     model: bytes
     training_images: bytes
 
     @property
     def version(self) -> str:
-        return str(self.manifest["model_version"])
+        return self.manifest.model_version
 
     @property
     def input_size(self) -> int:
-        return int(self.manifest["input_size"])
+        return self.manifest.input_size
 
     @property
     def test_time_flips(self) -> int:
         """In how many orientations an image is predicted, see melanoma.model.predictor; 1 is as it stands."""
-        return int(self.manifest.get("test_time_flips", 1))
+        return self.manifest.test_time_flips
 
     @property
-    def thresholds(self) -> dict[str, float]:
+    def thresholds(self) -> Thresholds:
         """The alert thresholds on p_melanoma: `review` and `urgent`."""
-        return {level: float(self.manifest["thresholds"][level]) for level in ("review", "urgent")}
+        return self.manifest.thresholds
 
 
-def seal(manifest: dict[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
-    """The manifest with the digest of every file and the model version derived from all of it."""
-    manifest = {
+def seal(draft: Draft, files: Mapping[str, bytes]) -> Bundle:
+    """The bundle in memory: with the digest of every file, and the model version derived from all of it."""
+    tree = {
         "schema": SCHEMA,
         "preprocessing": PREPROCESSING,
         "classes": list(taxonomy.CODES),
-        **manifest,
+        **draft.to_json(),
         "files": {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)},
     }
-    return {"model_version": _version(manifest), **manifest}
+    manifest = Manifest.model_validate({"model_version": _version(tree), **tree})
+    return Bundle(manifest, files[_MODEL], files[_TRAINING_IMAGES])
 
 
-def write(uri: str, manifest: dict[str, Any], files: Mapping[str, bytes]) -> Bundle:
+def write(uri: str, draft: Draft, files: Mapping[str, bytes]) -> Bundle:
     """Write a bundle to a folder or an s3:// prefix; ``bundle.json`` last, so that half a bundle is none."""
-    sealed = seal(manifest, files)
+    bundle = seal(draft, files)
     for name, data in files.items():
         storage.write_bytes(storage.join(uri, name), data)
-    storage.write_bytes(storage.join(uri, _MANIFEST), _serialized(sealed))
-    return Bundle(sealed, files[_MODEL], files[_TRAINING_IMAGES])
+    storage.write_bytes(storage.join(uri, _MANIFEST), _serialized(bundle.manifest.to_json()))
+    return bundle
 
 
 def load(uri: str | None) -> Bundle:
@@ -100,32 +104,9 @@ def load(uri: str | None) -> Bundle:
         raise InputError(f"{uri} is not a bundle: it holds no {_MANIFEST}. Train one with `melanoma train`.") from None
     except OSError as error:
         raise InputError(f"The bundle {uri} cannot be read: {error}") from None
-    try:
-        manifest = json.loads(raw)
-        version = manifest.pop("model_version")
-        intact = version == _version(manifest) and raw == _serialized({"model_version": version, **manifest})
-        names = dict(manifest["files"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        intact = False
-    if not intact:
-        raise InputError(f"The bundle {uri} is damaged: its {_MANIFEST} was changed after it was written.")
-    manifest["model_version"] = version
-    if missing := [key for key in _REQUIRED if key not in manifest] + [file for file in _FILES if file not in names]:
-        raise InputError(f"The bundle {uri} is not complete: its {_MANIFEST} names no {missing[0]}.")
-    if manifest["schema"] != SCHEMA or manifest["preprocessing"] != PREPROCESSING:
-        raise InputError(
-            f"The bundle {uri} was made by another version of this program (schema {manifest['schema']}, preprocessing "
-            f"{manifest['preprocessing']!r}; here {SCHEMA} and {PREPROCESSING!r}): use that version, or train anew."
-        )
-    if missing := sorted(MODEL_KEYS - set(manifest["outliers"])):
-        raise InputError(
-            f"The bundle {uri} was made by an earlier version of this program (its outlier model has no {missing[0]}): "
-            "use that version, or train anew."
-        )
-    if manifest["classes"] != list(taxonomy.CODES):
-        raise InputError(f"The bundle {uri} has other classes than this program: {manifest['classes']}.")
+    manifest = _understood(_verified(raw, uri), uri)
     files = {}
-    for name, digest in names.items():
+    for name, digest in manifest.files.items():
         try:
             data = storage.read_bytes(storage.join(root, name))
         except OSError as error:
@@ -134,6 +115,46 @@ def load(uri: str | None) -> Bundle:
             raise InputError(f"The bundle {uri} is damaged: its file {name} was changed after it was written.")
         files[name] = data
     return Bundle(manifest, files[_MODEL], files[_TRAINING_IMAGES])
+
+
+def _verified(raw: bytes, uri: str) -> dict[str, Any]:
+    """The tree of a `bundle.json` whose every byte is as it was written."""
+    try:
+        tree = json.loads(raw)
+        version = tree.pop("model_version")
+        intact = version == _version(tree) and raw == _serialized({"model_version": version, **tree})
+        dict(tree["files"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise InputError(f"The bundle {uri} is damaged: its {_MANIFEST} was changed after it was written.")
+    return {"model_version": version, **tree}
+
+
+def _understood(tree: dict[str, Any], uri: str) -> Manifest:
+    """The manifest of a tree that was made for this code."""
+    if missing := [k for k in _REQUIRED if k not in tree] + [name for name in _FILES if name not in tree["files"]]:
+        raise InputError(f"The bundle {uri} is not complete: its {_MANIFEST} names no {missing[0]}.")
+    if tree["schema"] != SCHEMA or tree["preprocessing"] != PREPROCESSING:
+        raise InputError(
+            f"The bundle {uri} was made by another version of this program (schema {tree['schema']}, preprocessing "
+            f"{tree['preprocessing']!r}; here {SCHEMA} and {PREPROCESSING!r}): use that version, or train anew."
+        )
+    if missing := sorted(OutlierModel.model_fields.keys() - set(tree["outliers"])):
+        raise InputError(
+            f"The bundle {uri} was made by an earlier version of this program (its outlier model has no {missing[0]}): "
+            "use that version, or train anew."
+        )
+    if tree["classes"] != list(taxonomy.CODES):
+        raise InputError(f"The bundle {uri} has other classes than this program: {tree['classes']}.")
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"The bundle {uri} cannot be used: {place} in its {_MANIFEST} is wrong ({first['msg']})."
+        ) from None
 
 
 def model_bytes(model: Any) -> bytes:

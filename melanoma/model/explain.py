@@ -12,8 +12,8 @@ from melanoma import taxonomy
 from melanoma.model.bundle import Bundle, load_model
 from melanoma.model.predictor import orientations
 
-# The activations whose side is nearest to this are looked at: of what was tried, they found best what matters, see
-# tests/benchmarks/explanations.py.
+# The side of the activations that are used, or the nearest to it: of the sides that were tried, this one found best
+# what matters, see tests/benchmarks/explanations.py.
 _CELLS = 24
 _UNDONE_BY = (0, 1, 2, 3, 4, 6, 5, 7)  # of `orientations`: all undo themselves but two, which undo each other
 SHARE = 0.15  # of a picture that is covered to see whether it matters
@@ -29,8 +29,8 @@ class Explainer:
 
         self._model = load_model(bundle.model)
         self._tape: Any = None
-        # The members of an ensemble and the backbone of a network are models inside the model: what the layers of each
-        # give is kept apart, in the order in which they are called.
+        # The networks of an ensemble and the backbone of a network are models inside the model: what the layers of each
+        # give is kept apart, in the order of their calls.
         self._given: dict[str, list[Any]] = {}
         for layer in self._model.layers:
             name = layer.name if isinstance(layer, keras.Model) else ""
@@ -39,9 +39,9 @@ class Explainer:
     def heat(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [cells, cells], 0 to 1: how much each region raised the log-odds of melanoma; the most is 1.
 
-        `pixels` uint8 RGB [size, size, 3]. All zeros where no region raised it. The mean over all eight orientations of
-        the picture, in however many the bundle predicts: one alone gives a noisier map. For an ensemble, the sum over
-        its members. A cell is where activations a, weighted with the positive part of their gradients g, are positive:
+        `pixels` uint8 RGB [size, size, 3]. All zeros where no region raised it. The map is the mean over all eight
+        orientations of the picture, whatever number the bundle predicts in: one alone gives a noisier map. An
+        ensemble's map is the sum over its networks. The value of a cell with activations a and gradients g is
         max(0, sum over channels of max(0, g) a).
         """
         import tensorflow as tf
@@ -64,7 +64,7 @@ class Explainer:
         return np.asarray(heat / heat.max() if heat.max() > 0 else heat, dtype=np.float32)
 
     def _record(self, layer: Any, given: list[Any]) -> None:
-        """Have `layer`, or the layers inside it, append the maps that they give to `given` whenever they are called."""
+        """Have `layer`, or the layers inside it, append the maps that they give to `given` at each call."""
         if hasattr(layer, "layers"):
             for part in layer.layers:
                 self._record(part, given)
@@ -85,14 +85,14 @@ class Explainer:
 def _chosen(given: Sequence[Any], size: int) -> Any:
     """The last activations, [n, cells, cells, channels], of those whose side is nearest to `_CELLS`; None if none are.
 
-    The last of a side are what the network goes on from when it reduces the picture.
+    The last of a side are what the network reduces next.
     """
     maps = [tensor for tensor in given if 1 < tensor.shape[1] < size]
     return min(reversed(maps), key=lambda tensor: abs(math.log(tensor.shape[1] / _CELLS)), default=None)
 
 
 def hottest(heat: np.ndarray, size: int, share: float = SHARE) -> np.ndarray:
-    """bool [size, size]: that share of a picture where `heat`, [cells, cells], is highest."""
+    """bool [size, size]: the `share` of a picture where `heat`, [cells, cells], is highest."""
     order = np.argsort(-_resized(heat, size).ravel(), kind="stable")
     region = np.zeros(size * size, dtype=bool)
     region[order[: round(share * size * size)]] = True
@@ -102,8 +102,8 @@ def hottest(heat: np.ndarray, size: int, share: float = SHARE) -> np.ndarray:
 def covered(pixels: np.ndarray, region: np.ndarray) -> np.ndarray:
     """The picture with a region painted over: to see whether the region matters.
 
-    `pixels` uint8 RGB [size, size, 3], and the like is returned; `region` bool [size, size]. The colour is the median
-    of the picture's border, which is skin as a rule: the mean of the whole has the lesion in it.
+    `pixels` uint8 RGB [size, size, 3], as is the result; `region` bool [size, size]. The colour is the median of the
+    picture's border, which is skin as a rule: the mean of the whole has the lesion in it.
     """
     width = max(1, len(pixels) // _BORDER)
     border = np.ones(region.shape, dtype=bool)
@@ -115,8 +115,8 @@ def covered(pixels: np.ndarray, region: np.ndarray) -> np.ndarray:
 def overlay(image: Image.Image, heat: np.ndarray, p_melanoma: float) -> bytes:
     """A PNG of `image` with the regions that raised the probability in red, the stronger the redder.
 
-    `heat` as of `Explainer.heat`. The full red is the strongest cell's, but of a `p_melanoma` of at least 0.1: what
-    hardly matters stays pale.
+    `heat` is that of `Explainer.heat`. The strongest cell is fully red where `p_melanoma` is at least 0.1, and paler
+    below it: what hardly matters stays pale.
     """
     strength = np.clip(_resized(heat, max(heat.shape)), 0, 1) * min(1.0, p_melanoma / 0.1)
     mask = Image.fromarray((strength * 160).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)

@@ -2,7 +2,7 @@
 
 Two detectors look at the same statistics of colour and texture, and the surer one counts:
 
-- *nothing like it*: the squared Mahalanobis distance from the training images (covariance shrunk as by Ledoit and Wolf
+- *unlike the known*: the squared Mahalanobis distance from the training images (covariance shrunk as by Ledoit and Wolf
   2004, doi:10.1016/S0047-259X(03)00096-4). It finds noise, pages, screens, even frames and grey pictures;
 - *altered colours*: the log odds that this is a training image with its colour channels in another order, or inverted,
   rather than one as it is; a multinomial logistic regression on such copies. With red and blue exchanged a picture is
@@ -12,15 +12,14 @@ Each is scaled so that 99% of the validation images stay below 1; at least 98% d
 picture is not of the known kind. A score under 1 does not say that it is dermoscopy: close-ups of skin by a phone's
 camera pass, and so do some pictures whose green and blue are exchanged.
 
-Greyscale copies of dermoscopy are to be found, as the model has learned from colours. Turned and mirrored pictures are
-not: the statistics do not know up from down.
+Greyscale copies of dermoscopy score over 1, as the model has learned from colours. Turned and mirrored pictures do not:
+the statistics do not know up from down.
 """
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,8 +28,8 @@ CHANNEL_ORDERS = ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 _QUANTILE = 0.99
 _ALTERED = 2000  # images at most whose altered copies are learned: 5 orders and inversion make 12,000 of them
-_LEAST_SPREAD = 0.01  # or one bright pixel would be a marvel to a model of few images that have none
-_CLIP = 6.0  # standard deviations: no statistic alone makes a picture an altered one
+_LEAST_SPREAD = 0.01  # else one bright pixel would be far out to a model of few images that have none
+_CLIP = 6.0  # standard deviations: no single statistic makes a picture an altered one
 _TOGETHER = 8  # 8 pictures of float32 are less than half a megabyte, which stays in a processor's cache
 _SIDE = 64  # pixels, a power of 2
 _LEVELS = 5  # bands of detail: of 2, 4, 8, 16 and 32 pixels
@@ -53,13 +52,13 @@ def statistics(pixels: np.ndarray) -> np.ndarray:
       correlations of pairs (Fisher's z), sparsity of green;
     - 3 shares of pixels: even (their green differs by less than 1.5 from their neighbours'), overexposed, black.
     """
-    # In parts: as float32 the images of a training split would take gigabytes.
+    # In parts: as float32, the images of a training split would take gigabytes.
     parts = [_statistics(_small(pixels[at : at + _TOGETHER])) for at in range(0, len(pixels), _TOGETHER)]
     return np.concatenate(parts) if parts else np.zeros((0, _COUNT))
 
 
 def _small(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [n, 3, 64, 64], a pixel the mean of those that it covers: finer detail is of the camera and the file."""
+    """uint8 [n, 3, 64, 64], each pixel the mean of those that it covers: finer detail tells of camera and file."""
     size = pixels.shape[1]
     filter_ = Image.Resampling.BOX if size > _SIDE else Image.Resampling.BILINEAR
     images = [Image.fromarray(image).resize((_SIDE, _SIDE), filter_) for image in pixels]
@@ -145,56 +144,72 @@ def _copies(small: np.ndarray) -> list[np.ndarray]:
     return [small, *(small[:, order] for order in CHANNEL_ORDERS), 255 - small]
 
 
-MODEL_KEYS = {
-    *("mean", "spread", "precision", "coefficients", "intercepts"),
-    *("distance_at_1", "log_odds_at_0", "log_odds_at_1"),
-}
-"""What a model of `fit` holds."""
+class OutlierModel(BaseModel):
+    """What `fit` has learned and `scores` needs; `k` statistics (see `statistics`), `m` ways of altering colours."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    mean: tuple[float, ...]  # [k], of the training images
+    spread: tuple[float, ...]  # [k]
+    precision: tuple[tuple[float, ...], ...]  # [k, k], of the standardized statistics
+    coefficients: tuple[tuple[float, ...], ...]  # [m, k]: the log odds of each way against a picture as it is
+    intercepts: tuple[float, ...]  # [m]
+    distance_at_1: float  # the squared distance that scores 1
+    log_odds_at_0: float
+    log_odds_at_1: float
 
 
-def fit(train: np.ndarray, validation: np.ndarray) -> dict[str, Any]:
-    """What `scores` needs, as plain lists for a bundle; both arguments uint8 RGB [n, size, size, 3], not empty."""
+def fit(train: np.ndarray, validation: np.ndarray) -> OutlierModel:
+    """The model of a training split, scaled on validation; both arguments uint8 RGB [n, size, size, 3], not empty."""
     # Scoring needs no scikit-learn in its memory.
     from sklearn.covariance import LedoitWolf
     from sklearn.linear_model import LogisticRegression
 
     known = statistics(train)
-    model: dict[str, Any] = {
-        "mean": known.mean(axis=0).tolist(),
-        "spread": (known.std(axis=0) + _LEAST_SPREAD).tolist(),
-    }
-    model["precision"] = LedoitWolf(assume_centered=True).fit(_standardized(known, model)).precision_.tolist()
+    mean, spread = known.mean(axis=0), known.std(axis=0) + _LEAST_SPREAD
+    precision = np.ascontiguousarray(LedoitWolf(assume_centered=True).fit((known - mean) / spread).precision_)
 
     chosen = np.linspace(0, len(train) - 1, min(len(train), _ALTERED)).astype(int)
     parts = [_small(train[chosen[at : at + _TOGETHER]]) for at in range(0, len(chosen), _TOGETHER)]
     copies = [(kind, _statistics(copy)) for part in parts for kind, copy in enumerate(_copies(part))]
-    found = np.clip(_standardized(np.concatenate([copy for _, copy in copies]), model), -_CLIP, _CLIP)
+    found = np.clip((np.concatenate([copy for _, copy in copies]) - mean) / spread, -_CLIP, _CLIP)
     kinds = np.concatenate([np.full(len(copy), kind) for kind, copy in copies])
     regression = LogisticRegression(max_iter=2000).fit(found, kinds)
-    model["coefficients"] = (regression.coef_[1:] - regression.coef_[0]).tolist()
-    model["intercepts"] = (regression.intercept_[1:] - regression.intercept_[0]).tolist()
+    coefficients = np.ascontiguousarray(regression.coef_[1:] - regression.coef_[0])
+    intercepts = regression.intercept_[1:] - regression.intercept_[0]
 
-    distances, odds = _detectors(statistics(validation), model)
+    standard = (statistics(validation) - mean) / spread
+    distances, odds = _distances(standard, precision), _log_odds(standard, coefficients, intercepts)
     usual, altered = np.median(odds), np.quantile(odds, _QUANTILE)
-    model["distance_at_1"] = float(np.quantile(distances, _QUANTILE))
-    model["log_odds_at_0"], model["log_odds_at_1"] = float(usual), float(max(altered, usual + 1))
-    return model
+    return OutlierModel.model_validate(
+        {
+            "mean": mean.tolist(),
+            "spread": spread.tolist(),
+            "precision": precision.tolist(),
+            "coefficients": coefficients.tolist(),
+            "intercepts": intercepts.tolist(),
+            "distance_at_1": float(np.quantile(distances, _QUANTILE)),
+            "log_odds_at_0": float(usual),
+            "log_odds_at_1": float(max(altered, usual + 1)),
+        }
+    )
 
 
-def scores(pixels: np.ndarray, model: dict[str, Any]) -> np.ndarray:
+def scores(pixels: np.ndarray, model: OutlierModel) -> np.ndarray:
     """float32 [n], 0 and up, of uint8 RGB [n, size, size, 3]; over 1 is unlike what the model was trained on."""
-    distances, odds = _detectors(statistics(pixels), model)
-    low, high = model["log_odds_at_0"], model["log_odds_at_1"]
-    return np.maximum(distances / model["distance_at_1"], (odds - low) / (high - low)).astype(np.float32)
+    standard = (statistics(pixels) - np.array(model.mean)) / np.array(model.spread)
+    distances = _distances(standard, np.array(model.precision))
+    odds = _log_odds(standard, np.array(model.coefficients), np.array(model.intercepts))
+    low, high = model.log_odds_at_0, model.log_odds_at_1
+    return np.maximum(distances / model.distance_at_1, (odds - low) / (high - low)).astype(np.float32)
 
 
-def _detectors(found: Floats, model: dict[str, Any]) -> tuple[Floats, Floats]:
-    """Squared Mahalanobis distances and log odds of altered colours, both [n]."""
-    standard = _standardized(found, model)
-    distances = np.einsum("ni,ij,nj->n", standard, np.array(model["precision"]), standard)
-    odds = np.clip(standard, -_CLIP, _CLIP) @ np.array(model["coefficients"]).T + np.array(model["intercepts"])
-    return distances, odds.max(axis=1)
+def _distances(standard: Floats, precision: Floats) -> Floats:
+    """Squared Mahalanobis distances [n] of standardized statistics [n, k]."""
+    return np.asarray(np.einsum("ni,ij,nj->n", standard, precision, standard))
 
 
-def _standardized(found: Floats, model: dict[str, Any]) -> Floats:
-    return np.asarray((found - np.array(model["mean"])) / np.array(model["spread"]))
+def _log_odds(standard: Floats, coefficients: Floats, intercepts: Floats) -> Floats:
+    """[n]: the log odds of the likeliest way of altering colours, against a picture as it is."""
+    odds = np.clip(standard, -_CLIP, _CLIP) @ coefficients.T + intercepts
+    return np.asarray(odds.max(axis=1))

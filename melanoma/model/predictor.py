@@ -19,31 +19,32 @@ _MELANOMA = taxonomy.CODES.index(taxonomy.MELANOMA)
 _MALIGNANT = [taxonomy.CODES.index(code) for code in taxonomy.MALIGNANT]
 
 
-class Predictor:
-    """A bundle's model, ready to predict.
+class CompiledNetwork:
+    """A network as one TensorFlow function: pictures to logits, the mean over `flips` orientations of each picture.
 
-    `threads`: cores that TensorFlow may use in this process; None leaves it to TensorFlow. Only the first predictor of
-    a process can choose.
+    Usable by several threads, one at a time.
+
+    Args:
+        model: The bytes of a .keras file.
+        size: The side of its input in pixels.
+        flips: How many of `orientations`, 1 to 8.
+        batch_size: The most pictures that are computed together.
+        name: What an error calls the model.
     """
 
-    def __init__(self, bundle: Bundle, batch_size: int = 64, threads: int | None = None) -> None:
+    def __init__(
+        self, model: bytes, size: int, flips: int = 1, batch_size: int = 64, name: str = "The trained model"
+    ) -> None:
         import tensorflow as tf
         from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-        if threads is not None:
-            try:
-                tf.config.threading.set_intra_op_parallelism_threads(threads)
-                tf.config.threading.set_inter_op_parallelism_threads(1)
-            except RuntimeError:  # TensorFlow runs already in this process
-                pass
-        self.bundle = bundle
+        self._name = name
         self._batch_size = batch_size
-        model = load_model(bundle.model)
-        size = bundle.input_size
-        views = orientations(tf)[: bundle.test_time_flips]
+        network = load_model(model)
+        views = orientations(tf)[:flips]
 
         def mean_logits(images: Any) -> Any:
-            return sum(model(view(images), training=False) for view in views) / len(views)
+            return sum(network(view(images), training=False) for view in views) / len(views)
 
         # One function with one signature: half the time of `model.predict`, and no retracing that would grow. With its
         # weights made constants, TensorFlow folds the normalizations into the convolutions: 12% less on a CPU.
@@ -60,12 +61,37 @@ class Predictor:
         logits = np.concatenate(parts) if parts else np.zeros((0, len(taxonomy.CODES)), dtype=np.float32)
         if not np.isfinite(logits).all():
             # No comparison with NaN is true: such an image would pass for one without an alert.
-            raise MelanomaError(f"The model {self.bundle.version} gives no finite numbers: its training has diverged.")
+            raise MelanomaError(f"{self._name} gives no finite numbers: its training has diverged.")
         return logits
+
+
+class Predictor:
+    """A bundle's model, ready to predict.
+
+    `threads`: cores that TensorFlow may use in this process; None leaves it to TensorFlow. Only the first predictor of
+    a process can choose.
+    """
+
+    def __init__(self, bundle: Bundle, batch_size: int = 64, threads: int | None = None) -> None:
+        import tensorflow as tf
+
+        if threads is not None:
+            try:
+                tf.config.threading.set_intra_op_parallelism_threads(threads)
+                tf.config.threading.set_inter_op_parallelism_threads(1)
+            except RuntimeError:  # TensorFlow runs already in this process
+                pass
+        self.bundle = bundle
+        name = f"The model {bundle.version}"
+        self._network = CompiledNetwork(bundle.model, bundle.input_size, bundle.test_time_flips, batch_size, name)
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [n, classes] of uint8 RGB [n, size, size, 3]."""
+        return self._network.logits(pixels)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [n, classes], calibrated, each row of sum 1; the order is that of `taxonomy.CODES`."""
-        return calibrated(self.logits(pixels), float(self.bundle.manifest["calibration"]["temperature"]))
+        return calibrated(self.logits(pixels), self.bundle.manifest.calibration.temperature)
 
     def predict(self, pixels: np.ndarray) -> dict[str, list[Any]]:
         """`columns` of uint8 RGB [n, size, size, 3]."""
@@ -73,9 +99,11 @@ class Predictor:
 
 
 def columns(bundle: Bundle, pixels: np.ndarray, logits: np.ndarray) -> dict[str, list[Any]]:
-    """The columns `triage.PREDICTION_FIELDS` for uint8 RGB [n, size, size, 3] and what the bundle's network says of
-    them, float32 [n, classes]; each a list of n plain values."""
-    probabilities = calibrated(logits, float(bundle.manifest["calibration"]["temperature"]))
+    """The columns `triage.PREDICTION_FIELDS` of n pictures, each a list of n plain values.
+
+    `pixels` uint8 RGB [n, size, size, 3]; `logits` float32 [n, classes], what the bundle's network gives for them.
+    """
+    probabilities = calibrated(logits, bundle.manifest.calibration.temperature)
     melanoma = probabilities[:, _MELANOMA]
     thresholds = bundle.thresholds
     qualities = [quality(image) for image in pixels]
@@ -85,10 +113,10 @@ def columns(bundle: Bundle, pixels: np.ndarray, logits: np.ndarray) -> dict[str,
         **{f"p_{code}": probabilities[:, column].tolist() for column, code in enumerate(taxonomy.CODES)},
         "p_melanoma": melanoma.tolist(),
         "p_malignant": probabilities[:, _MALIGNANT].sum(axis=1).tolist(),
-        "alert_level": triage.alert_levels(melanoma, thresholds["review"], thresholds["urgent"]),
-        "threshold": [thresholds["review"]] * len(pixels),
+        "alert_level": triage.alert_levels(melanoma, thresholds.review, thresholds.urgent),
+        "threshold": [thresholds.review] * len(pixels),
         "quality": [{"sharpness": sharpness, "exposure": exposure} for sharpness, exposure in qualities],
-        "outlier_score": outliers.scores(pixels, bundle.manifest["outliers"]).tolist(),
+        "outlier_score": outliers.scores(pixels, bundle.manifest.outliers).tolist(),
     }
 
 
@@ -115,9 +143,10 @@ def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def predict_bytes(predictor: Predictor, data: bytes | ImageError, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
-    """What a row of scores carries of one image (`content_sha256` and the prediction), or its `error_kind` and `error`.
+    """The part of a row of scores that one image decides (`content_sha256` and the prediction), or `error_kind` and
+    `error` where it cannot be scored.
 
-    `data` is what was fetched, or why it could not be. Never raises for what an image may be.
+    `data` is what was fetched, or why it could not be. Never raises, whatever the bytes are.
     """
     loaded = load.load(data, predictor.bundle.input_size, limits)
     if loaded.error:

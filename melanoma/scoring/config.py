@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from melanoma.config import Date, Model, Positive, Share
+from melanoma.config import Date, LocalPlace, Model, Place, Positive, Share
 
 
 class DeliveryConfig(Model):
@@ -20,9 +20,9 @@ class DeliveryConfig(Model):
 
 
 class ScoreConfig(Model):
-    archive: str | tuple[str, ...]  # folders, prefixes, manifests, inventories: see melanoma.scoring.listing
-    out: str
-    bundle: str | None = None  # None: the reference bundle, see melanoma.model.bundle
+    archive: Place | tuple[Place, ...]  # folders, prefixes, manifests, inventories: see melanoma.scoring.listing
+    out: Place
+    bundle: Place | None = None  # None: the reference bundle, see melanoma.model.bundle
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     run_date: Date = None
     all: bool = False  # score what this very model has already scored, too
@@ -40,5 +40,5 @@ class ScoreConfig(Model):
     hold_back_annotated: bool = False  # no page shows pictures that may have text in them
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None  # of the driver, for Prometheus; null: none
     metrics_host: str = "127.0.0.1"
-    log: str | None = None  # a file to which one line of JSON a minute is added
+    log: LocalPlace | None = None  # a file to which one line of JSON a minute is added
     deliver: DeliveryConfig | None = None  # what is done with the alerts once the run is committed

@@ -1,14 +1,14 @@
-"""The alerts of a night go to people: by webhook and by e-mail, never twice.
+"""The alerts of a run go to people: by webhook and by e-mail, never twice.
 
     OUT/deliveries/run_id=ID/CHANNEL.json  state "sending" from before the try, "delivered" after the receiver's yes
 
-Who is killed between the two does not know whether the receiver has said yes, so the next call does not send again: it
-says so, and a person decides (`again`). The same holds for a mail server that breaks off while it has the mail. What
-the receiver has refused is tried again: patiently at once, and then by the next call; so is a webhook that was never
-answered.
+A program that is killed between the two does not know whether the receiver has said yes. The next call therefore does
+not send the alerts: it says so, and a person decides (`resend`). The same holds for a mail server that breaks off while
+it has the mail. What the receiver has refused is tried again, patiently at once, and then by the next call; so is a
+webhook that was never answered.
 
-A webhook is signed as https://www.standardwebhooks.com has it, with the secret in ``MELANOMA_WEBHOOK_SECRET``: its id
-is the same at every try, so that a receiver that answered too late can tell. E-mail logs in with
+A webhook is signed as https://www.standardwebhooks.com specifies, with the secret in ``MELANOMA_WEBHOOK_SECRET``. Its
+id is the same at every try, so that a receiver that answered too late can tell. E-mail logs in with
 ``MELANOMA_SMTP_USER`` and ``MELANOMA_SMTP_PASSWORD`` if they are set, over TLS only.
 """
 
@@ -21,7 +21,8 @@ import json
 import os
 import smtplib
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import tenacity
@@ -30,20 +31,34 @@ from standardwebhooks.webhooks import Webhook
 
 from melanoma import storage
 from melanoma.errors import InputError, MelanomaError
-from melanoma.scoring import lease
+from melanoma.scoring import layout, lease, results
 from melanoma.scoring.config import DeliveryConfig
-from melanoma.scoring.run import alerts_of, committed_runs, runs_of
+from melanoma.scoring.record import RunRecord
 
 SECRET = "MELANOMA_WEBHOOK_SECRET"  # noqa: S105  (the name of a variable)
-_SECONDS = 20.0  # that one try may take
-_SECONDS_OF_DATA = 600.0  # that a mail server may take to look at a mail: RFC 5321, 4.5.3.2.6
+_TIMEOUT = 20.0  # seconds of one try
+_DATA_TIMEOUT = 600.0  # seconds in which a mail server looks at a mail: RFC 5321, 4.5.3.2.6
 _UNCERTAIN = "and may have arrived: ask its receiver, and send it with --again if it did not."
-_LEAST_BYTES = 16
-_DAYS = 30
+_LEAST_SECRET = 16  # bytes
+_DAYS = 30  # in which a run that was not delivered is still delivered without being asked for
 _FIELDS = (
     *("rank", "alert_level", "p_melanoma", "p_malignant", "diagnosis", "outlier_score", "image_uri", "image_id"),
     *("patient_id", "study_uid", "body_site", "acquired_at", "content_sha256", "copies", "model_version"),
 )
+
+
+@dataclass(frozen=True)
+class _Message:
+    """The new alerts of one run, with the columns `_FIELDS`."""
+
+    run_id: str
+    run_date: str
+    alerts: list[dict[str, Any]]
+
+
+Send = Callable[[_Message], str]
+"""Sends a message; returns a complaint where it was delivered to some receivers only. Raises _RefusedError and
+_UncertainError."""
 
 
 class _RefusedError(Exception):
@@ -54,96 +69,105 @@ class _UncertainError(Exception):
     """The receiver may have taken it, and nobody knows."""
 
 
-def check(settings: DeliveryConfig) -> None:
-    """Raises InputError where nothing can be sent as configured."""
+def check_settings(settings: DeliveryConfig) -> None:
+    """Raise InputError where nothing can be sent as configured."""
     _channels(settings)
 
 
 def deliver(
-    out: str, settings: DeliveryConfig, date: str | None = None, again: bool = False, say: Callable[[str], None] = print
+    out: str,
+    settings: DeliveryConfig,
+    date: str | None = None,
+    resend: bool = False,
+    say: Callable[[str], None] = print,
 ) -> int:
-    """Send what is new among the alerts of a night, one message a run; returns how many messages went out.
+    """Send the new alerts of each run of a date, one message a run and channel.
 
-    Of the runs of a `date`; without one of the newest, and of those of the last 30 days, since something was first
-    delivered from `out`, that have not been. `again` sends too what may have arrived already. Raises InputError where
-    nothing can be sent as configured or another delivery is under way, and MelanomaError where something was not
-    delivered.
+    Args:
+        out: Folder or s3:// URI of the results.
+        settings: Where the alerts go.
+        date: ISO date. Without one, the runs of the newest date are sent, and those of the last 30 days that were not
+            delivered; but none that is older than the first delivery from `out`.
+        resend: Send as well what may have arrived already.
+        say: Takes a line for each message that went out.
+
+    Returns:
+        How many messages went out.
+
+    Raises:
+        InputError: Nothing can be sent as configured, there is no such run, or another delivery is under way.
+        MelanomaError: Something was not delivered.
     """
     channels = _channels(settings)
     root = storage.normalize(out)
-    runs = _runs_of(out, root, date)
+    records = _due(out, root, date)
     sent, failed = 0, []
     with contextlib.ExitStack() as stack:
         try:
-            # One at a time: two that both find a night unsent would both send it.
-            stack.enter_context(lease.hold(storage.join(root, "deliveries", "lease.json"), say, 0))
+            # One at a time: two that both find a run unsent would both send it.
+            stack.enter_context(lease.hold(layout.delivery_lease(root), say))
         except InputError:
             raise InputError(f"The alerts of {out} are being delivered already: this delivery ends.") from None
-        for record in runs:
+        for record in records:
             for channel, send in channels.items():
+                state_uri = layout.delivery(root, record.run_id, channel)
                 try:
-                    sent += _deliver(root, record, channel, send, settings.patience, again, say)
+                    if message := _unsent(root, record, state_uri, resend):
+                        complaint = _send(message, _patiently(send, settings.patience), state_uri)
+                        say(f"{len(message.alerts)} new alerts of the run {record.run_id} delivered by {channel}.")
+                        if complaint:
+                            raise _RefusedError(complaint)
+                        sent += 1
                 except (_RefusedError, _UncertainError) as error:
-                    failed.append(f"The {channel} of the run {record['run_id']} {error}")
+                    failed.append(f"The {channel} of the run {record.run_id} {error}")
                 except OSError as error:
-                    failed.append(f"The {channel} of the run {record['run_id']} was not delivered: {error}")
+                    failed.append(f"The {channel} of the run {record.run_id} was not delivered: {error}")
     if failed:
         raise MelanomaError(" ".join(failed))
     return sent
 
 
-def _runs_of(out: str, root: str, date: str | None) -> list[dict[str, Any]]:
-    newest = runs_of(out, date)
+def _due(out: str, root: str, date: str | None) -> list[RunRecord]:
+    """The runs of which something may have to be sent."""
+    newest = results.runs_of_date(out, date)
     if date:
         return newest
-    try:
-        noted = {storage.name(storage.parent(info.uri)) for info in storage.list_objects(f"{root}/deliveries")}
-    except FileNotFoundError:
-        noted = set()
-    records = committed_runs(root)
-    since = min((record["finished_at"] for record in records if f"run_id={record['run_id']}" in noted), default=None)
-    least = datetime.date.fromisoformat(newest[0]["run_date"]) - datetime.timedelta(days=_DAYS)
+    noted = {storage.name(storage.parent(uri)) for uri in results.uris_below(layout.deliveries(root))}
+    records = results.committed_runs(root)
+    since = min((record.finished_at for record in records if f"run_id={record.run_id}" in noted), default=None)
+    least = datetime.date.fromisoformat(newest[0].run_date) - datetime.timedelta(days=_DAYS)
     return [
         record
         for record in records
-        if record["run_date"] == newest[0]["run_date"]
-        or (since and record["finished_at"] >= since and record["run_date"] >= least.isoformat())
+        if record.run_date == newest[0].run_date
+        or (since and record.finished_at >= since and record.run_date >= least.isoformat())
     ]
 
 
-def _deliver(
-    root: str,
-    record: Mapping[str, Any],
-    channel: str,
-    send: Callable[[dict[str, Any]], str],
-    patience: float,
-    again: bool,
-    say: Callable[[str], None],
-) -> bool:
-    """Send the new alerts of a run, unless they were; returns whether they went out."""
-    uri = storage.join(root, "deliveries", f"run_id={record['run_id']}", f"{channel}.json")
-    state = storage.read_json(uri)["state"] if storage.exists(uri) else None
+def _unsent(root: str, record: RunRecord, state_uri: str, resend: bool) -> _Message | None:
+    """What is to be sent of a run; None where it was delivered or has no new alert."""
+    state = storage.read_json(state_uri)["state"] if storage.exists(state_uri) else None
     if state == "delivered":
-        return False
-    rows = alerts_of(root, record).to_pylist()
+        return None
+    rows = results.alerts_of_run(root, record).to_pylist()
     alerts = [{name: row[name] for name in _FIELDS} for row in rows if not row["first_raised"]]
     if not alerts:
-        return False
-    if state == "sending" and not again:
+        return None
+    if state == "sending" and not resend:
         raise _UncertainError(f"was cut off while it was sent, {_UNCERTAIN}")
-    _note(uri, "sending", len(alerts))
+    return _Message(record.run_id, record.run_date, alerts)
+
+
+def _send(message: _Message, send: Send, state_uri: str) -> str:
+    """Send a message and note what became of it; returns the complaint of `send`."""
+    _note(state_uri, "sending", len(message.alerts))
     try:
-        remark = _patiently(patience)(
-            send, {"run_id": record["run_id"], "run_date": record["run_date"], "alerts": alerts}
-        )
+        complaint = send(message)
     except _RefusedError as error:
-        _note(uri, "refused", len(alerts))
+        _note(state_uri, "refused", len(message.alerts))
         raise _RefusedError(f"was not delivered: {error}") from None
-    _note(uri, "delivered", len(alerts))
-    say(f"{len(alerts)} new alerts of the run {record['run_id']} delivered by {channel}.")
-    if remark:
-        raise _RefusedError(remark)
-    return True
+    _note(state_uri, "delivered", len(message.alerts))
+    return complaint
 
 
 def _note(uri: str, state: str, alerts: int) -> None:
@@ -151,27 +175,29 @@ def _note(uri: str, state: str, alerts: int) -> None:
     storage.write_json(uri, {"state": state, "alerts": alerts, "at": now})
 
 
-def _patiently(seconds: float) -> tenacity.Retrying:
-    return tenacity.Retrying(
+def _patiently(send: Send, seconds: float) -> Send:
+    """`send`, repeated for at most `seconds` while it is refused."""
+    retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(_RefusedError),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
         stop=tenacity.stop_after_delay(seconds),
         reraise=True,
     )
+    return lambda message: retrying(send, message)
 
 
-def _channels(settings: DeliveryConfig) -> dict[str, Callable[[dict[str, Any]], str]]:
-    """By name what sends the alerts of a run, and returns what is to be said of it all the same."""
-    channels: dict[str, Callable[[dict[str, Any]], str]] = {}
+def _channels(settings: DeliveryConfig) -> dict[str, Send]:
+    """How alerts are sent, by the name of the channel. Raises InputError."""
+    channels: dict[str, Send] = {}
     if settings.webhook:
         _refuse_in_clear(settings.webhook.startswith("https://"), settings.webhook, "https")
         webhook = _webhook()
-        channels["webhook"] = lambda about: _post(str(settings.webhook), webhook, about)
+        channels["webhook"] = lambda message: _post(str(settings.webhook), webhook, message)
     if settings.smtp_host:
         if not settings.mail_from or not settings.mail_to:
             raise InputError("E-mail needs mail_from and mail_to.")
         _refuse_in_clear(settings.smtp_tls, f"smtp://{settings.smtp_host}", "smtp_tls")
-        channels["e-mail"] = lambda about: _mail(settings, about)
+        channels["e-mail"] = lambda message: _mail(settings, message)
     if not channels:
         raise InputError("There is nowhere to deliver to: set webhook, or smtp_host with mail_from and mail_to.")
     return channels
@@ -186,19 +212,19 @@ def _refuse_in_clear(is_encrypted: bool, url: str, how: str) -> None:
 def _webhook() -> Webhook:
     secret = os.environ.get(SECRET, "")
     try:
-        if len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) < _LEAST_BYTES:
+        if len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) < _LEAST_SECRET:
             raise ValueError
     except ValueError:
         raise InputError(
-            f"A webhook is signed: set {SECRET} to base64 of at least {_LEAST_BYTES} bytes, such as "
+            f"A webhook is signed: set {SECRET} to base64 of at least {_LEAST_SECRET} bytes, such as "
             "`openssl rand -base64 24`."
         ) from None
     return Webhook(secret)
 
 
-def _post(url: str, webhook: Webhook, about: dict[str, Any]) -> str:
-    body = json.dumps({"type": "melanoma.alerts", **about}, allow_nan=False)
-    message_id, now = f"melanoma-{about['run_id']}", datetime.datetime.now(datetime.UTC)
+def _post(url: str, webhook: Webhook, message: _Message) -> str:
+    body = json.dumps({"type": "melanoma.alerts", **asdict(message)}, allow_nan=False)
+    message_id, now = f"melanoma-{message.run_id}", datetime.datetime.now(datetime.UTC)
     headers = {
         "content-type": "application/json",
         "webhook-id": message_id,
@@ -206,7 +232,7 @@ def _post(url: str, webhook: Webhook, about: dict[str, Any]) -> str:
         "webhook-signature": webhook.sign(message_id, now, body),
     }
     try:
-        answer = urllib3.request("POST", url, body=body.encode(), headers=headers, timeout=_SECONDS, retries=False)
+        answer = urllib3.request("POST", url, body=body.encode(), headers=headers, timeout=_TIMEOUT, retries=False)
     except urllib3.exceptions.HTTPError as error:
         raise _RefusedError(f"{type(error).__name__}.") from None
     if not 200 <= answer.status < 300:
@@ -214,24 +240,10 @@ def _post(url: str, webhook: Webhook, about: dict[str, Any]) -> str:
     return ""
 
 
-def _mail(settings: DeliveryConfig, about: dict[str, Any]) -> str:
-    alerts = about["alerts"]
-    urgent = sum(alert["alert_level"] == "urgent" for alert in alerts)
-    message = email.message.EmailMessage()
-    message["From"], message["To"] = settings.mail_from, ", ".join(settings.mail_to)
-    message["Subject"] = f"melanoma {about['run_date']}: {len(alerts)} new alerts, {urgent} urgent"
-    message["Date"] = email.utils.localtime()
-    message["Message-ID"] = f"<melanoma-{about['run_id']}@{str(settings.mail_from).rpartition('@')[2]}>"
-    lines = [
-        f"{alert['rank']:>4}  {alert['alert_level']:<6}  {alert['p_melanoma']:6.1%}  {alert['diagnosis']:<4}  "
-        f"{alert['patient_id'] or '-'}  {alert['image_uri']}"
-        for alert in alerts
-    ]
-    message.set_content(
-        "\n".join([f"Run {about['run_id']}. Rank, level, melanoma, diagnosis, patient, image:", "", *lines, ""])
-    )
+def _mail(settings: DeliveryConfig, message: _Message) -> str:
+    mail = _composed(settings, message)
     try:
-        server = smtplib.SMTP(str(settings.smtp_host), settings.smtp_port, timeout=_SECONDS)
+        server = smtplib.SMTP(str(settings.smtp_host), settings.smtp_port, timeout=_TIMEOUT)
     except (OSError, smtplib.SMTPException) as error:
         raise _RefusedError(f"{type(error).__name__}.") from None
     with contextlib.closing(server):  # not QUIT, which may fail after the mail was taken
@@ -245,12 +257,30 @@ def _mail(settings: DeliveryConfig, about: dict[str, Any]) -> str:
         except (OSError, smtplib.SMTPException) as error:
             raise _RefusedError(f"{type(error).__name__}.") from None
         if server.sock:
-            server.sock.settimeout(_SECONDS_OF_DATA)
+            server.sock.settimeout(_DATA_TIMEOUT)
         try:
-            refused = server.send_message(message)
+            refused = server.send_message(mail)
         except (smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused, smtplib.SMTPNotSupportedError) as error:
             raise _RefusedError(f"{type(error).__name__}.") from None
         except (OSError, smtplib.SMTPException) as error:
             # No mail server drops what it has had before, so nothing is tried again.
             raise _UncertainError(f"was cut off ({type(error).__name__}), {_UNCERTAIN}") from None
     return f"was delivered, but the mail server refused {', '.join(refused)}." if refused else ""
+
+
+def _composed(settings: DeliveryConfig, message: _Message) -> email.message.EmailMessage:
+    urgent = sum(alert["alert_level"] == "urgent" for alert in message.alerts)
+    mail = email.message.EmailMessage()
+    mail["From"], mail["To"] = settings.mail_from, ", ".join(settings.mail_to)
+    mail["Subject"] = f"melanoma {message.run_date}: {len(message.alerts)} new alerts, {urgent} urgent"
+    mail["Date"] = email.utils.localtime()
+    mail["Message-ID"] = f"<melanoma-{message.run_id}@{str(settings.mail_from).rpartition('@')[2]}>"
+    lines = [
+        f"{alert['rank']:>4}  {alert['alert_level']:<6}  {alert['p_melanoma']:6.1%}  {alert['diagnosis']:<4}  "
+        f"{alert['patient_id'] or '-'}  {alert['image_uri']}"
+        for alert in message.alerts
+    ]
+    mail.set_content(
+        "\n".join([f"Run {message.run_id}. Rank, level, melanoma, diagnosis, patient, image:", "", *lines, ""])
+    )
+    return mail

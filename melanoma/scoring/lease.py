@@ -1,8 +1,8 @@
 """One driver at a time scores an archive with a model: it holds a lease, and renews it every few seconds.
 
-No clock is compared with another machine's: a lease is alive if it changes while one looks at it. Stores differ in
-whether they know conditional writes, so none is used; should two drivers overlap for a moment all the same, the one
-that has lost the lease ends before it publishes anything.
+No clock is compared with another machine's: a lease is alive if it changes while a driver looks at it. Not every store
+knows conditional writes, so none is used. Should two drivers overlap for a moment all the same, the one that has lost
+the lease ends before it publishes anything.
 """
 
 import contextlib
@@ -23,11 +23,12 @@ _AT_WORK = "Another driver is at work on the same archive with the same model: t
 
 
 @contextlib.contextmanager
-def hold(uri: str, say: Callable[[str], None], patience: float) -> Iterator[Callable[[], None]]:
-    """Hold the lease at `uri`; yields a function that looks at it, and raises MelanomaError once another driver has it.
+def hold(uri: str, say: Callable[[str], None], store: storage.Store = _IMPATIENT) -> Iterator[Callable[[], None]]:
+    """Hold the lease at `uri` while the block lasts.
 
-    `patience`: seconds for which a store that does not answer is asked again. Raises InputError where another driver is
-    at work, after up to `DEAD_AFTER` seconds of looking at its lease, and OSError.
+    Yields a function that confirms that the lease is still held: it asks `store`, and raises MelanomaError once another
+    driver has the lease. Raises InputError where another driver is at work, after at most `DEAD_AFTER` seconds of
+    looking at its lease, and OSError.
     """
     _wait_for_the_dead(uri, say)
     owner = uuid.uuid4().hex
@@ -40,22 +41,22 @@ def hold(uri: str, say: Callable[[str], None], patience: float) -> Iterator[Call
     def renew() -> None:
         beat = 0
         while not ended.wait(BEAT):
-            # The store may be away for a while: then nobody else can take the lease, either.
+            # While the store is away, nobody else can take the lease, either.
             with contextlib.suppress(OSError):
                 if _owner(uri) != owner:
                     return
                 beat += 1
                 storage.write_json(uri, {"owner": owner, "beat": beat})
 
-    def check() -> None:
-        # Gone is lost, too: another driver took it and has ended since.
-        if _owner(uri, storage.Store(patience)) != owner:
+    def confirm_held() -> None:
+        # A lease that is gone is lost, too: another driver took it and has ended since.
+        if _owner(uri, store) != owner:
             raise MelanomaError("Another driver has taken over: this one ends.")
 
     renewer = threading.Thread(target=renew, daemon=True)
     renewer.start()
     try:
-        yield check
+        yield confirm_held
     finally:
         ended.set()
         renewer.join()
@@ -77,7 +78,7 @@ def _wait_for_the_dead(uri: str, say: Callable[[str], None]) -> None:
             return
         if now != first:
             raise InputError(_AT_WORK)
-    say("It is not: going on in its place.")
+    say("It is not: this driver takes its place.")
 
 
 def _read(uri: str, store: storage.Store = _IMPATIENT) -> bytes | None:

@@ -1,4 +1,4 @@
-"""What an archive holds, as a stream: folders and prefixes are listed; a manifest or an S3 Inventory says it itself."""
+"""The objects of an archive, as a stream: folders and prefixes are listed; manifests and S3 Inventories are lists."""
 
 import contextlib
 import csv
@@ -19,9 +19,9 @@ from melanoma import storage
 from melanoma.errors import InputError
 from melanoma.storage import ObjectInfo, Store
 
-_LOOKED_UP_TOGETHER = 64
+_LOOKED_UP_AT_ONCE = 64
 _LOCATIONS = ("uri", "image_uri", "path")
-# How S3 Inventory calls its columns in CSV, and in ORC and Parquet:
+# The names of S3 Inventory's columns in CSV, and in ORC and Parquet:
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html
 _INVENTORY = {"Bucket": "bucket", "Key": "key", "Size": "size", "ETag": "e_tag"}
 _VERSIONS = {"IsLatest": "is_latest", "IsDeleteMarker": "is_delete_marker"}
@@ -32,7 +32,7 @@ def objects(archives: Sequence[str], store: Store) -> Iterator[ObjectInfo]:
 
     An archive is a folder or prefix (or one object), a manifest (a name that ends in .csv or .parquet, with a column
     `uri`, `image_uri` or `path`, the last relative to the manifest, and `size` and `etag` if they are known), or the
-    ``manifest.json`` of an S3 Inventory. `store` is asked for what a manifest does not know.
+    ``manifest.json`` of an S3 Inventory. What a manifest does not know, `store` is asked for.
 
     Raises InputError for a manifest that cannot be understood, and OSError where something cannot be listed or read.
     """
@@ -52,21 +52,21 @@ def _manifest(uri: str, store: Store) -> Iterator[ObjectInfo]:
         return ObjectInfo(where, _number(size), etag.strip('"')) if size and etag else _looked_up(where, store)
 
     base = storage.parent(uri)
-    with _copied(uri) as path, ThreadPoolExecutor(_LOOKED_UP_TOGETHER) as pool:
+    with _copied(uri) as path, ThreadPoolExecutor(_LOOKED_UP_AT_ONCE) as pool:
         for rows in _rows(path, None, (*_LOCATIONS, "size", "etag")):
             column = next((name for name in _LOCATIONS if name in rows), None)
             if column is None:
                 raise InputError(f"The manifest {uri} has none of the columns uri, image_uri and path.")
-            places = [each for each in rows[column] if each]
+            places = [place for place in rows[column] if place]
             if len(places) < len(rows[column]):
                 raise InputError(f"The manifest {uri} has a row without {column}.")
-            uris = [storage.normalize(each if _is_whole(each) else storage.join(base, each)) for each in places]
+            uris = [storage.normalize(place if _is_absolute(place) else storage.join(base, place)) for place in places]
             unknown = [None] * len(uris)
-            some = list(zip(uris, rows.get("size", unknown), rows.get("etag", unknown), strict=True))
-            yield from (map if "size" in rows and "etag" in rows else pool.map)(info, some)
+            listed = list(zip(uris, rows.get("size", unknown), rows.get("etag", unknown), strict=True))
+            yield from (map if "size" in rows and "etag" in rows else pool.map)(info, listed)
 
 
-def _is_whole(uri: str) -> bool:
+def _is_absolute(uri: str) -> bool:
     return "://" in uri or uri.startswith("/")
 
 
@@ -75,7 +75,7 @@ def _number(text: str) -> int:
     try:
         return int(float(text))
     except (ValueError, OverflowError):
-        raise InputError(f"The size {text!r} of a manifest is no number of bytes.") from None
+        raise InputError(f"The size {text!r} in a manifest is not a number of bytes.") from None
 
 
 def _looked_up(uri: str, store: Store) -> ObjectInfo:
@@ -83,17 +83,17 @@ def _looked_up(uri: str, store: Store) -> ObjectInfo:
         return store.info(uri)
     except storage.UnavailableError:
         raise
-    except OSError:  # listed all the same: it ends in the rejects, with its reason
+    except OSError:  # listed all the same, so that it ends in the rejects, with its reason
         return ObjectInfo(uri, 0, "")
 
 
 def _inventory(uri: str) -> Iterator[ObjectInfo]:
     try:
-        about = storage.read_json(uri)
-        bucket = about["destinationBucket"].rpartition(":::")[2]
-        files = [f"s3://{bucket}/{file['key']}" for file in about["files"]]
-        is_csv = about["fileFormat"] == "CSV"
-        names = [name.strip() for name in about["fileSchema"].split(",")] if is_csv else None
+        manifest = storage.read_json(uri)
+        bucket = manifest["destinationBucket"].rpartition(":::")[2]
+        files = [f"s3://{bucket}/{file['key']}" for file in manifest["files"]]
+        is_csv = manifest["fileFormat"] == "CSV"
+        names = [name.strip() for name in manifest["fileSchema"].split(",")] if is_csv else None
     except (KeyError, TypeError, AttributeError, ValueError):
         raise InputError(f"{uri} is not the manifest of an S3 Inventory.") from None
     wanted = {name: name if is_csv else other for name, other in {**_INVENTORY, **_VERSIONS}.items()}
@@ -107,10 +107,10 @@ def _inventory(uri: str) -> Iterator[ObjectInfo]:
                 latest = rows.get(wanted["IsLatest"], itertools.repeat("true"))
                 deleted = rows.get(wanted["IsDeleteMarker"], itertools.repeat("false"))
                 columns = [rows[wanted[name]] for name in _INVENTORY]
-                for place, key, size, etag, is_latest, is_deleted in zip(*columns, latest, deleted, strict=False):
+                for name, key, size, etag, is_latest, is_deleted in zip(*columns, latest, deleted, strict=False):
                     if is_latest == "true" and is_deleted == "false":
-                        name = unquote_plus(key or "") if is_csv else key
-                        yield ObjectInfo(f"s3://{place}/{name}", _number(size or "0"), (etag or "").strip('"'))
+                        key = unquote_plus(key or "") if is_csv else key
+                        yield ObjectInfo(f"s3://{name}/{key}", _number(size or "0"), (etag or "").strip('"'))
 
 
 @contextlib.contextmanager
@@ -126,9 +126,9 @@ def _copied(uri: str) -> Iterator[Path]:
 
 
 def _rows(path: Path, names: list[str] | None, wanted: tuple[str, ...]) -> Iterator[dict[str, list[str | None]]]:
-    """Of a table the wanted columns that it has, some thousand rows at a time, every value as text.
+    """The wanted columns that a table has, some thousand rows at a time, every value as text.
 
-    `names`: of a CSV without a header.
+    `names`: the columns of a CSV without a header.
     """
     try:
         for batch in _batches(path, names, wanted):

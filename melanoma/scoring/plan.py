@@ -1,20 +1,17 @@
 """Locate: which images a run is to score, frozen as Parquet before it begins.
 
-    plans/run_id=ID/ATTEMPT/shard-00000.parquet   the objects of one shard, in order of URI
-    runs/run_id=ID/plan.json                      how it was made and of what shards: with it the plan is frozen
-
-Millions of objects pass through here as a stream; what has to be sorted, made unique and compared with earlier nights
-is done by DuckDB, which takes the disk where its memory ends.
+The shards are written first, and ``plan.json`` last: with it the plan is frozen. Millions of objects pass through here
+as a stream. DuckDB sorts them, makes them unique and compares them with earlier runs; it uses the disk where its memory
+ends.
 """
 
 import itertools
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -22,15 +19,19 @@ import pyarrow.parquet as pq
 
 from melanoma import storage
 from melanoma.errors import MelanomaError
-from melanoma.scoring import tar_and_zip
+from melanoma.imaging.errors import ErrorKind
+from melanoma.scoring import layout, tar_and_zip
+from melanoma.scoring.record import PlanDetails, RunHeader
+from melanoma.scoring.record import read as read_record
 from melanoma.storage import ObjectInfo, Store
 
 _THREADS = 16
+_IMPATIENT = Store()
 _MEMORY = "512MB"
 _DATABASE_THREADS = 4  # each takes its part of the memory: with 32 of them it does not suffice
-_STAGED_TOGETHER = 50_000
+_ROWS_AT_ONCE = 50_000
 
-# An image to score: an object, or a member of a tar or zip, whose ETag is that of its archive.
+# An image to score: an object, or a member of a tar or zip with the ETag of its archive.
 _LISTED = pa.schema(
     [
         ("image_uri", pa.string()),
@@ -50,111 +51,139 @@ _REJECTS = pa.schema([("image_uri", pa.string()), ("error_kind", pa.string())])
 
 
 @dataclass(frozen=True)
+class PlannedImage:
+    """A row of a shard, `SHARD`: an object, or a member of a tar or zip."""
+
+    image_uri: str
+    size: int
+    etag: str = ""  # of an archive, for its member
+    archive: str | None = None  # URI, of a member; the fields below are then as in `tar_and_zip.Member`
+    offset: int = 0
+    length: int = 0
+    is_zip: bool = False
+    checksum: int | None = None
+    error_kind: ErrorKind | None = None
+    refused: str | None = None
+    tried: bool = False
+
+
+def planned_images(shard: pa.Table) -> list[PlannedImage]:
+    """The rows of a shard, as this version of the program or an earlier one has written it."""
+    rows = storage.completed(shard, SHARD).to_pylist()
+    return [PlannedImage(**{name: value for name, value in row.items() if value is not None}) for row in rows]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a run is to score. `about`: what its maker says of it, with `listed`, `done_before`, `images`, `untried`
-    (images of which no earlier run has said that it could not fetch them), `shards`, `shard_size` and `attempt`, which
-    keeps the shards of two drivers apart."""
+    """What a run is to score, and where its files lie."""
 
     out: str
     run_id: str
-    about: dict[str, Any]
+    details: PlanDetails
 
     @property
     def run_date(self) -> str:
-        return str(self.about["run_date"])
+        return self.details.run_date
 
     @property
     def images(self) -> int:
-        return int(self.about["images"])
+        return self.details.images
 
     @property
     def shards(self) -> range:
-        return range(self.about["shards"])
+        return range(self.details.shards)
 
     def uri(self, shard: int) -> str:
-        return _shard_uri(self.out, self.run_id, self.about["attempt"], shard)
+        """The planned images of a shard, `SHARD`."""
+        return layout.planned_shard(self.out, self.run_id, self.details.attempt, shard)
 
     def folder(self, kind: str) -> str:
-        """Where the run's scores, rejects or alerts lie."""
-        return folder(self.out, kind, self.run_date, self.run_id)
+        """The folder of the run's scores, rejects, alerts or explanations."""
+        return layout.folder(self.out, kind, self.run_date, self.run_id)
 
     def result_uri(self, kind: str, shard: int) -> str:
-        return storage.join(self.folder(kind), f"shard-{shard:05d}.parquet")
+        """The scores or rejects of a shard."""
+        return layout.result_shard(self.out, kind, self.run_date, self.run_id, shard)
 
     def images_of(self, shard: int) -> int:
-        size = int(self.about["shard_size"])
+        size = self.details.shard_size
         return min(size, self.images - shard * size)
 
 
-def folder(out: str, kind: str, run_date: str, run_id: str) -> str:
-    return storage.join(out, kind, f"run_date={run_date}", f"run_id={run_id}")
-
-
-def _about_uri(out: str, run_id: str) -> str:
-    return storage.join(out, "runs", f"run_id={run_id}", "plan.json")
-
-
-def _shard_uri(out: str, run_id: str, attempt: str, shard: int) -> str:
-    return storage.join(out, "plans", f"run_id={run_id}", attempt, f"shard-{shard:05d}.parquet")
-
-
 def read(out: str, run_id: str) -> Plan | None:
-    """The plan of a run, or None where it is not frozen. Raises OSError."""
-    uri = _about_uri(out, run_id)
-    return Plan(out, run_id, storage.read_json(uri)) if storage.exists(uri) else None
+    """The plan of a run, or None where it is not frozen. Raises InputError and OSError."""
+    uri = layout.plan(out, run_id)
+    return Plan(out, run_id, read_record(PlanDetails, uri)) if storage.exists(uri) else None
 
 
 @dataclass(frozen=True)
 class Done:
-    """A committed run of the same model: what it was to score, and what of it is to be tried again."""
+    """A committed run of the same model: what it was to score, and which of its rejects are tried again."""
 
     run_id: str
     plan_uris: Sequence[str]
-    again: Sequence[str]  # kinds of its rejects
+    retried_kinds: Sequence[str]  # of its rejects
     reject_uris: Sequence[str]  # of its shards with rejects of these kinds; none where there are none
 
 
 def freeze(
     out: str,
     run_id: str,
-    about: Mapping[str, Any],
+    header: RunHeader,
     listed: Iterable[ObjectInfo],
     done: Sequence[Done],
     shard_size: Callable[[int], int],
-    check: Callable[[], None] = lambda: None,
-    patience: float = 0,
+    confirm_held: Callable[[], None] = lambda: None,
+    store: Store = _IMPATIENT,
 ) -> Plan:
-    """Write the plan of a run: what is listed, each object once, less what the runs of `done` have done.
+    """Write the plan of a run: what is listed, each object once, less what earlier runs have done.
 
-    An object is the one that was done if URI, size and ETag are the same. `shard_size` gives the images a shard of
-    their number, `check` is called before the plan is frozen; for `patience` seconds a store that does not answer is
-    asked again for the directory of an archive. Raises MelanomaError and OSError.
+    Args:
+        out: Normal URI of the output.
+        run_id: Name of the run.
+        header: What is known of the run before its archive is listed.
+        listed: Objects of the archives, in any order; one may come twice.
+        done: Earlier runs of the same model. An object is the one that was done if its URI, size and ETag are the same.
+        shard_size: Gives the images a shard, at least 1, of the number of images.
+        confirm_held: Called before the plan is frozen; raises where another driver has the lease.
+        store: Reads the directories of archives.
+
+    Returns:
+        The frozen plan.
+
+    Raises:
+        MelanomaError: The database failed, or another driver has the lease.
+        OSError: The output cannot be read or written.
     """
     attempt = uuid.uuid4().hex[:8]
     with tempfile.TemporaryDirectory() as folder:
         _stage(listed, Path(folder))
         _fetch_done(done, Path(folder))
         try:
-            with _open(Path(folder), done) as database:
-                new = [ObjectInfo(*row) for row in database.execute(_NEW_ARCHIVES).fetchall()]
-                with pq.ParquetWriter(Path(folder) / "members.parquet", _LISTED) as writer:
-                    for table in _members(new, Store(patience)):
-                        writer.write_table(table)
-                database.read_parquet(str(Path(folder) / "members.parquet")).create_view("members")
+            with _database(Path(folder), done) as database:
+                _find_members(database, Path(folder), store)
                 database.execute(_PLANNED)
                 distinct, images, untried = database.execute(_COUNTED).fetchall()[0]
                 size = shard_size(images) if images else 1
-                # Members in the order in which they lie in their archive, so that neighbours are fetched together.
+                # Members in the order in which they lie in their archive: neighbours are then fetched in one request.
                 rows = database.table("planned").project(", ".join(map(_quoted, SHARD.names)))
                 rows = rows.order('coalesce(archive, image_uri), "offset", image_uri')
-                shards = _write(out, run_id, attempt, _in_shards(rows.to_arrow_reader(_STAGED_TOGETHER), size))
+                shards = _write(out, run_id, attempt, _in_shards(rows.to_arrow_reader(_ROWS_AT_ONCE), size))
         except duckdb.Error as error:
             raise MelanomaError(f"The plan of the run {run_id} failed in {folder}: {error}") from None
-    counts = {"listed": distinct, "done_before": distinct - images, "images": images, "untried": untried}
-    plan = Plan(out, run_id, {**about, **counts, "shards": shards, "shard_size": size, "attempt": attempt})
-    check()
-    storage.write_json(_about_uri(out, run_id), plan.about)
-    return plan
+    details = PlanDetails(
+        **header.to_json(),
+        listed=distinct,
+        done_before=distinct - images,
+        images=images,
+        untried=untried,
+        shards=shards,
+        shard_size=size,
+        attempt=attempt,
+    )
+    confirm_held()
+    storage.write_json(layout.plan(out, run_id), details.to_json())
+    return Plan(out, run_id, details)
 
 
 def _quoted(name: str) -> str:
@@ -162,13 +191,13 @@ def _quoted(name: str) -> str:
 
 
 def _stage(listed: Iterable[ObjectInfo], folder: Path) -> None:
-    """Objects in listed.parquet; tars and zips, whose members count instead, in archives.parquet."""
+    """Write objects to listed.parquet, and tars and zips, whose members count instead, to archives.parquet."""
     infos = iter(listed)
     with (
         pq.ParquetWriter(folder / "listed.parquet", _LISTED) as objects,
         pq.ParquetWriter(folder / "archives.parquet", _LISTED) as archives,
     ):
-        while some := list(itertools.islice(infos, _STAGED_TOGETHER)):
+        while some := list(itertools.islice(infos, _ROWS_AT_ONCE)):
             for writer, is_archive in ((objects, False), (archives, True)):
                 rows = [
                     {"image_uri": info.uri, "size": info.size, "etag": info.etag}
@@ -178,39 +207,43 @@ def _stage(listed: Iterable[ObjectInfo], folder: Path) -> None:
                 writer.write_table(pa.Table.from_pylist(rows, schema=_LISTED))
 
 
-def _members(infos: Sequence[ObjectInfo], store: Store) -> Iterator[pa.Table]:
-    """The members of archives, some archives at a time."""
-
-    def rows(info: ObjectInfo) -> pa.Table:
-        found = tar_and_zip.members(info, store)
-        tables = [_LISTED.empty_table()]
-        try:
-            while some := list(itertools.islice(found, _STAGED_TOGETHER)):
-                own = {"etag": info.etag, "archive": info.uri}
-                rows = [{**vars(member), **own, "image_uri": member.uri} for member in some]
-                tables.append(pa.Table.from_pylist(rows, schema=_LISTED))
-        except storage.UnavailableError:
-            raise
-        except OSError as error:
-            # Without `archive` in its row: its members are looked for again the next night.
-            refused = {"image_uri": info.uri, "size": 0, "etag": info.etag}
-            return pa.Table.from_pylist([{**refused, "error_kind": "access", "refused": str(error)}], schema=_LISTED)
-        return pa.concat_tables(tables)
-
-    with ThreadPoolExecutor(_THREADS) as pool:
+def _find_members(database: duckdb.DuckDBPyConnection, folder: Path, store: Store) -> None:
+    """Give the database a view of the members of archives that no earlier run has read."""
+    infos = [ObjectInfo(*row) for row in database.execute(_NEW_ARCHIVES).fetchall()]
+    with pq.ParquetWriter(folder / "members.parquet", _LISTED) as writer, ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(infos), _THREADS):
-            yield from pool.map(rows, infos[first : first + _THREADS])
+            for table in pool.map(lambda info: _members(info, store), infos[first : first + _THREADS]):
+                writer.write_table(table)
+    database.read_parquet(str(folder / "members.parquet")).create_view("members")
+
+
+def _members(info: ObjectInfo, store: Store) -> pa.Table:
+    """The members of an archive, `_LISTED`; or the archive itself, refused, where it cannot be read."""
+    found = tar_and_zip.members(info, store)
+    tables = [_LISTED.empty_table()]
+    try:
+        while some := list(itertools.islice(found, _ROWS_AT_ONCE)):
+            archive = {"etag": info.etag, "archive": info.uri}
+            rows = [{**vars(member), **archive, "image_uri": member.uri} for member in some]
+            tables.append(pa.Table.from_pylist(rows, schema=_LISTED))
+    except storage.UnavailableError:
+        raise
+    except OSError as error:
+        # Without `archive` in its row, so that the next run looks for its members again.
+        refused = {"image_uri": info.uri, "size": 0, "etag": info.etag}
+        return pa.Table.from_pylist([{**refused, "error_kind": "access", "refused": str(error)}], schema=_LISTED)
+    return pa.concat_tables(tables)
 
 
 def _fetch_done(done: Sequence[Done], folder: Path) -> None:
-    """Copies of what earlier runs have written, where DuckDB finds them."""
+    """Copy what earlier runs have written to where DuckDB finds it."""
     copies: list[tuple[str, Path]] = []
     for number, run in enumerate(done):
         for kind, uris in (("plans", run.plan_uris), ("rejects", run.reject_uris)):
             place = folder / kind / f"run={number}"
             place.mkdir(parents=True)
             copies += [(uri, place / storage.name(uri)) for uri in uris]
-    # Earlier versions of this program wrote fewer columns: here are all.
+    # Earlier versions of this program wrote fewer columns: these empty tables have all.
     for kind, schema in (("plans", SHARD), ("rejects", _REJECTS)):
         (folder / kind / "run=-1").mkdir(parents=True)
         pq.write_table(schema.empty_table(), folder / kind / "run=-1" / "empty.parquet")
@@ -219,23 +252,23 @@ def _fetch_done(done: Sequence[Done], folder: Path) -> None:
             pass
 
 
-# Whose members earlier runs have found, by a version of this program that reads as much as this one.
+# Archives whose members an earlier run has found, by a version of this program that reads as much as this one.
 _READ_ARCHIVES = """
     CREATE VIEW read_archives AS
         SELECT plans.* FROM plans
         SEMI JOIN (SELECT image_uri AS archive, etag FROM archives WHERE etag <> '') USING (archive, etag)
-        ANTI JOIN (SELECT run FROM again WHERE error_kind = 'unsupported') USING (run)
+        ANTI JOIN (SELECT run FROM retried_kinds WHERE error_kind = 'unsupported') USING (run)
 """
 _NEW_ARCHIVES = """
     SELECT DISTINCT image_uri, size, etag FROM archives
     ANTI JOIN (SELECT archive AS image_uri, etag FROM read_archives) USING (image_uri, etag)
 """
-# Two archives may hold one object, and say different things of it, one of them outdated.
+# Two manifests may name one object with different details, one of them outdated.
 _PLANNED = """
     CREATE VIEW listed AS
         FROM objects UNION ALL BY NAME FROM members UNION ALL BY NAME
         SELECT DISTINCT * EXCLUDE (run, tried) FROM read_archives;
-    CREATE VIEW retried AS SELECT run, image_uri FROM rejects SEMI JOIN again USING (run, error_kind);
+    CREATE VIEW retried AS SELECT run, image_uri FROM rejects SEMI JOIN retried_kinds USING (run, error_kind);
     CREATE VIEW known AS
         SELECT image_uri, etag, size FROM plans ANTI JOIN retried USING (run, image_uri) WHERE etag <> '';
     CREATE TABLE planned AS
@@ -247,16 +280,18 @@ _COUNTED = """
 """
 
 
-def _open(folder: Path, done: Sequence[Done]) -> duckdb.DuckDBPyConnection:
-    """A database with the tables that _PLANNED reads, of the files that are in the folder."""
+def _database(folder: Path, done: Sequence[Done]) -> duckdb.DuckDBPyConnection:
+    """A database over the files in the folder, with the tables that _PLANNED reads."""
     database = duckdb.connect(str(folder / "plan.duckdb"))
     database.execute(f"SET memory_limit = '{_MEMORY}'; SET temp_directory = '{folder}/spilled'")
     database.execute(f"SET threads = {_DATABASE_THREADS}; SET preserve_insertion_order = false")
-    database.execute("SET enable_progress_bar = false")
-    database.execute("CREATE TABLE again (run BIGINT, error_kind VARCHAR)")
+    # In Jupyter without ipywidgets there is no bar, and DuckDB refuses to switch it off.
+    if database.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+        database.execute("SET enable_progress_bar = false")
+    database.execute("CREATE TABLE retried_kinds (run BIGINT, error_kind VARCHAR)")
     for number, run in enumerate(done):
-        for kind in run.again:
-            database.execute("INSERT INTO again VALUES (?, ?)", [number, kind])
+        for kind in run.retried_kinds:
+            database.execute("INSERT INTO retried_kinds VALUES (?, ?)", [number, kind])
     database.read_parquet(str(folder / "listed.parquet")).create_view("objects")
     database.read_parquet(str(folder / "archives.parquet")).create_view("archives")
     for kind in ("plans", "rejects"):
@@ -271,13 +306,13 @@ def _write(out: str, run_id: str, attempt: str, tables: Iterator[pa.Table]) -> i
     numbers = itertools.count()
     with ThreadPoolExecutor(_THREADS) as pool:
         while some := list(itertools.islice(tables, _THREADS)):
-            uris = [_shard_uri(out, run_id, attempt, next(numbers)) for _ in some]
+            uris = [layout.planned_shard(out, run_id, attempt, next(numbers)) for _ in some]
             list(pool.map(storage.write_table, uris, some))
     return next(numbers)
 
 
 def _in_shards(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """Tables of `size` rows, but for the last; however long the batches are."""
+    """Tables of `size` rows, the last with the rest, however long the batches are."""
     held = SHARD.empty_table()
     for batch in batches:
         held = pa.concat_tables([held, pa.Table.from_batches([batch]).cast(SHARD)])

@@ -1,9 +1,6 @@
-"""The night on one page, ``OUT/runs/run_id=ID/run.html``, which needs nothing else: no script, no network.
+"""A run on one page, ``run.html``, which needs nothing else: no script, no network; and the explanations of its alerts.
 
-    OUT/explanations/run_date=2026-11-20/run_id=ID/SHA256.png    the picture of an alert, what raised it in red
-
-What of a patient may be shown is decided by `melanoma.privacy`: pictures that are held back are neither shown nor
-explained.
+`melanoma.privacy` decides what may be shown of a patient: pictures that are held back are neither shown nor explained.
 """
 
 import hashlib
@@ -23,22 +20,20 @@ from melanoma.imaging.decode import decode_frames, decode_image
 from melanoma.imaging.errors import ImageError
 from melanoma.imaging.limits import Limits
 from melanoma.model.bundle import Bundle
-from melanoma.pages import page
+from melanoma.model.manifest import Thresholds
+from melanoma.pages import templates
 from melanoma.scoring import drift
 from melanoma.scoring.alerts import by_patient
+from melanoma.scoring.record import RunRecord
 from melanoma.storage import Store
 
-EXAMPLES_SHOWN = 5
-"""Of each kind of reject the page shows at most this many images,"""
-ROWS_SHOWN = 500
-"""and of the alerts without a picture at most this many lines."""
+EXAMPLES_SHOWN = 5  # images of each kind of reject at most
+ROWS_SHOWN = 500  # alerts without a picture at most
 
 _EXPLANATION_SIDE = 480  # pixels, the longer side
 _PICTURE_SIDE = 280
 _JPEG_QUALITY = 80
-_TOGETHER = 16  # pictures in memory
-_QUANTILES = 201
-_COMPARED = 2000  # images that stand for a night where it is compared
+_FETCHED_AT_ONCE = 16  # pictures, and so the most that are in memory
 
 # What a person can do about a reject of each kind.
 _ADVICE = {
@@ -54,58 +49,68 @@ _ADVICE = {
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The pictures of one alert as data URIs: None where there are none, for the reason `why_not`."""
+class AlertPictures:
+    """The pictures of one alert: None where there are none, for the reason `why_not`."""
 
-    picture: str | None = None
-    heat: str | None = None
-    explanation: bytes | None = None  # PNG
+    picture: str | None = None  # a data URI
+    heat: str | None = None  # a data URI: what raised the alert, in red on the picture
+    explanation: bytes | None = None  # a PNG of the same, larger
     why_not: str | None = None
 
 
 def pictures(
     alerts: Sequence[Mapping[str, Any]], fetch: Callable[[str], bytes | Exception], bundle: Bundle, limits: Limits
-) -> list[Shown]:
-    """What the page shows of each alert, in their order. `fetch` gives the bytes of a URI, or why there are none."""
+) -> list[AlertPictures]:
+    """The pictures that the page shows of each alert.
+
+    Args:
+        alerts: Rows of `tables.ALERTS`.
+        fetch: Gives the bytes of a URI, or why there are none. It is not called for an alert that is held back.
+        bundle: The model that raised them.
+        limits: What an image may have at most.
+
+    Returns:
+        The pictures, in the order of the alerts.
+    """
     if not alerts:
         return []
-    shown = []
-    with quiet.native_stderr(), ThreadPoolExecutor(_TOGETHER) as pool:
+    found = []
+    with quiet.native_stderr(), ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
         from melanoma.model.explain import Explainer
 
         explainer = Explainer(bundle)
-        for first in range(0, len(alerts), _TOGETHER):
-            some = alerts[first : first + _TOGETHER]
-            fetched = pool.map(lambda alert: None if alert["is_held_back"] else fetch(alert["image_uri"]), some)
-            shown += [
-                _shown(alert, data, explainer.heat, bundle.input_size, limits)
-                for alert, data in zip(some, fetched, strict=True)
+        for first in range(0, len(alerts), _FETCHED_AT_ONCE):
+            group = alerts[first : first + _FETCHED_AT_ONCE]
+            fetched = pool.map(lambda alert: None if alert["is_held_back"] else fetch(alert["image_uri"]), group)
+            found += [
+                _pictures_of_alert(alert, data, explainer.heat, bundle.input_size, limits)
+                for alert, data in zip(group, fetched, strict=True)
             ]
-    return shown
+    return found
 
 
-def _shown(
+def _pictures_of_alert(
     alert: Mapping[str, Any],
     data: bytes | Exception | None,
     heat: Callable[[np.ndarray], np.ndarray],
     size: int,
     limits: Limits,
-) -> Shown:
+) -> AlertPictures:
     from melanoma.model.explain import overlay
 
     if data is None:
-        return Shown(why_not="held back: a person may be known from it")
+        return AlertPictures(why_not="held back: a person may be known from it")
     if isinstance(data, Exception):
-        return Shown(why_not="the picture could not be fetched again")
+        return AlertPictures(why_not="the picture could not be fetched again")
     if hashlib.sha256(data).hexdigest() != alert["content_sha256"]:
-        return Shown(why_not="the picture has changed since it was scored")
+        return AlertPictures(why_not="the picture has changed since it was scored")
     try:
         image = decode_image(data, limits, _EXPLANATION_SIDE, alert["frame"])
         pixels = decode_frames(data, size, limits)[(alert["frame"] or 1) - 1].pixels
     except ImageError:
-        return Shown(why_not="the picture cannot be shown")
+        return AlertPictures(why_not="the picture cannot be shown")
     explanation = overlay(image, heat(pixels), alert["p_melanoma"])
-    return Shown(_jpeg(image), _jpeg(Image.open(io.BytesIO(explanation))), explanation)
+    return AlertPictures(_jpeg(image), _jpeg(Image.open(io.BytesIO(explanation))), explanation)
 
 
 def _jpeg(image: Image.Image) -> str:
@@ -113,111 +118,96 @@ def _jpeg(image: Image.Image) -> str:
     small.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return page.data_uri(buffer.getvalue(), "jpeg")
+    return templates.data_uri(buffer.getvalue(), "jpeg")
 
 
-def write_explanations(folder: str, alerts: pa.Table, shown: Sequence[Shown], store: Store) -> pa.Table:
-    """Write them below the URI `folder`; returns the alerts with their `explanation_uri`. Raises OSError."""
+def write_explanations(folder: str, alerts: pa.Table, shown: Sequence[AlertPictures], store: Store) -> pa.Table:
+    """Write the explanations of the first alerts as PNG files.
+
+    Args:
+        folder: URI that the files lie below.
+        alerts: `tables.ALERTS`.
+        shown: The pictures of the first of these alerts, in their order.
+        store: Writes the files.
+
+    Returns:
+        The alerts with their `explanation_uri`.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
     uris: list[str | None] = [None] * len(alerts)
-    for row, (each, digest) in enumerate(zip(shown, alerts["content_sha256"].to_pylist(), strict=False)):
-        if each.explanation is not None:
+    for row, (alert_pictures, digest) in enumerate(zip(shown, alerts["content_sha256"].to_pylist(), strict=False)):
+        if alert_pictures.explanation is not None:
             uris[row] = storage.join(folder, f"{digest}.png")
-            store.write_bytes(str(uris[row]), each.explanation)
+            store.write_bytes(str(uris[row]), alert_pictures.explanation)
     column = alerts.schema.get_field_index("explanation_uri")
     return alerts.set_column(column, alerts.schema.field(column), pa.array(uris, pa.string()))
 
 
-# --- how a night's images are distributed ----------------------------------------------------------------------------
-
-
-def distribution(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Quantiles of what is measured of every image, for the commit record; all values where they are few.
-
-    `values`: float [images] for each name of `drift.PICTURE` and `drift.PROBABILITY`.
-    """
-    images = min(len(value) for value in values.values())
-    shares = np.linspace(0, 1, min(_QUANTILES, images)) if images else np.empty(0)
-    return {
-        "images": images,
-        "quantiles": {
-            name: [float(f"{value:.5g}") for value in np.quantile(found, shares)] if images else []
-            for name, found in values.items()
-        },
-    }
-
-
-def compared(nights: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Values that stand for nights of which `distribution` is known, each in proportion to its images."""
-    total = sum(night["images"] for night in nights)
-    together = min(total, _COMPARED)
-    return {
-        name: np.concatenate(
-            [
-                np.interp(
-                    (np.arange(number) + 0.5) / number,
-                    np.linspace(0, 1, len(night["quantiles"][name])),
-                    night["quantiles"][name],
-                )
-                for night in nights
-                if (number := round(together * night["images"] / max(1, total)))
-            ]
-            or [np.empty(0)]
-        )
-        for name in (*drift.PICTURE, *drift.PROBABILITY)
-    }
-
-
-# --- the page --------------------------------------------------------------------------------------------------------
+# --- The page ---------------------------------------------------------------------------------------------------------
 
 
 def render(
-    record: Mapping[str, Any],
-    earlier: Sequence[Mapping[str, Any]],
+    record: RunRecord,
+    earlier: Sequence[RunRecord],
     alerts: Sequence[Mapping[str, Any]],
-    shown: Sequence[Shown],
+    shown: Sequence[AlertPictures],
     rejects: Mapping[str, Sequence[Mapping[str, Any]]],
     pictures_failed: str | None = None,
 ) -> str:
-    """The page. `record`: the commit record. `earlier`: those of earlier nights of the same archive and model.
-    `rejects`: examples of each kind. `pictures_failed`: why there are no pictures at all."""
-    nights = [night["distribution"] for night in earlier if night.get("distribution")]
-    tonight, before = compared([record["distribution"]]), compared(nights)
-    found = drift.compare(tonight, before)
-    with_picture = dict(zip((alert["image_uri"] for alert in alerts), shown, strict=False))
-    groups: list[list[Mapping[str, Any]]] = []
-    for alert in by_patient(alerts[: len(shown)]):
-        known = groups and alert["patient_id"] and groups[-1][0]["patient_id"] == alert["patient_id"]
-        groups[-1].append(alert) if known else groups.append([alert])
-    environment = page.environment(Path(__file__).parent)
+    """The page as HTML.
+
+    Args:
+        record: The commit record of the run.
+        earlier: The commit records of earlier runs of the same archive and model.
+        alerts: Rows of `tables.ALERTS`, by rank.
+        shown: The pictures of the first of these alerts, in their order.
+        rejects: Rows of `tables.REJECTS` as examples, by error kind.
+        pictures_failed: Why there are no pictures at all.
+    """
+    distributions = [other.distribution for other in earlier if other.distribution]
+    now = drift.values([record.distribution] if record.distribution else [])
+    before = drift.values(distributions)
+    environment = templates.environment(Path(__file__).parent)
     environment.filters |= {"percent": "{:.1%}".format, "size": _size, "duration": _duration}
-    return environment.get_template("night.html.j2").render(
+    return environment.get_template("run_page.html.j2").render(
         record=record,
-        counts=record["counts"],
-        stages=record["stages"],
+        counts=record.counts,
+        stages=record.stages,
         new=sum(alert["first_raised"] is None for alert in alerts),
-        groups=groups,
-        shown=with_picture,
+        groups=_groups(alerts[: len(shown)]),
+        shown=dict(zip((alert["image_uri"] for alert in alerts), shown, strict=False)),
         rest=alerts[len(shown) : len(shown) + ROWS_SHOWN],
         left_out=max(0, len(alerts) - len(shown) - ROWS_SHOWN),
         rejects=rejects,
         advice=_ADVICE,
-        drift=found,
-        nights=len(nights),
-        images_before=sum(night["images"] for night in nights),
-        figure=_figure(tonight, before, record["thresholds"]) if len(tonight["p_melanoma"]) else None,
+        drift=drift.compare(now, before),
+        nights=len(distributions),
+        images_before=sum(distribution.images for distribution in distributions),
+        figure=_figure(now, before, record.thresholds) if len(now["p_melanoma"]) and record.thresholds else None,
         names=taxonomy.NAMES,
         pictures_failed=pictures_failed,
     )
 
 
-def _figure(tonight: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray], thresholds: Mapping[str, Any]) -> str:
-    """The share of images by probability of melanoma, tonight beside earlier nights, as a data URI."""
+def _groups(alerts: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The alerts of each patient, and each alert without a patient."""
+    groups: list[list[Mapping[str, Any]]] = []
+    for alert in by_patient(alerts):
+        is_of_last = groups and alert["patient_id"] and groups[-1][0]["patient_id"] == alert["patient_id"]
+        groups[-1].append(alert) if is_of_last else groups.append([alert])
+    return groups
+
+
+def _figure(now: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray], thresholds: Thresholds) -> str:
+    """The share of images by probability of melanoma, now beside earlier nights, as a data URI."""
     from melanoma.evaluation import figures
 
-    figure = figures.night_figure(
-        tonight["p_melanoma"], before["p_melanoma"], thresholds["review"], thresholds["urgent"]
+    figure = figures.score_distribution_figure(
+        now["p_melanoma"], before["p_melanoma"], thresholds.review, thresholds.urgent
     )
-    return page.data_uri(figures.figure_png(figure), "png")
+    return templates.data_uri(figures.figure_png(figure), "png")
 
 
 def _size(number: float) -> str:

@@ -24,7 +24,7 @@ SCORES = pa.schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
         ("image_uri", pa.string()),
         ("image_id", pa.string()),
-        # Of a file with several frames the one, counted from 1, that this is the score of: of the highest p_melanoma.
+        # The frame, counted from 1, with the highest p_melanoma; null where the file has one.
         ("frame", pa.int32()),
         *PATIENT_FIELDS,
         ("content_sha256", pa.string()),

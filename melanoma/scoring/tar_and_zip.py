@@ -1,9 +1,9 @@
-"""Tar and zip archives in an archive: each member is an image with a URI of its own, ``ARCHIVE!/NAME``.
+"""Tar and zip files in an archive: each member is an image with a URI of its own, ``ARCHIVE!/NAME``.
 
-Only their directories are read when a night is planned (of a tar, whose directory is all over it, what lies between two
-large members is skipped); a member is then fetched by its range like any other object, by whichever worker has its
-shard. Nothing is unpacked to disk. Archives are as hostile as images: what their directories say is checked against
-their size, and what is fetched against what their directories say.
+When a run is planned, only their directories are read. The directory of a tar lies all over it; what is between two
+large members is skipped. A member is then fetched by its range like any other object, by the worker that has its shard.
+Nothing is unpacked to disk. Archives are as hostile as images: what a directory says is compared with the size of the
+archive, and what is fetched with what the directory says.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from melanoma.storage import ObjectInfo, Store
 _READ = (".tar", ".zip")
 _NOT_READ = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
 _READ_AHEAD = {".tar": 8 * 2**20, ".zip": 64 * 2**10}  # bytes, while a directory is read
-_LARGEST_HEADER = 128 * 2**20  # bytes, of a zip's directory or of what a tar says of one member
+_LARGEST_HEADER = 128 * 2**20  # bytes: of a zip's directory, or of the headers of one member of a tar
 _MOST_MEMBERS = 1_000_000
 _LOCAL_HEADER = 30  # bytes, before the name
 _MOST_EXTRA = 1024  # bytes that a local header's name and extra field have as a rule
@@ -33,10 +33,11 @@ HEADERS = _LOCAL_HEADER + _MOST_EXTRA
 
 @dataclass(frozen=True)
 class Member:
-    """`offset` and `length`: of the bytes in the archive, of a zip with its local header before them. `size` and
-    `checksum` (CRC-32, of a zip): when it is unpacked.
+    """A file in a tar or zip.
 
-    `refused`: why it is not an image that can be read, with its kind; then nothing is fetched.
+    `offset` and `length` are those of its bytes in the archive; in a zip its local header comes first, and is not in
+    the length. `size` and `checksum` (CRC-32, of a zip only) are those of the unpacked file. `refused`, with its
+    `error_kind`, is why the member is not an image that can be read; it is not fetched then.
     """
 
     uri: str
@@ -54,7 +55,7 @@ def is_archive(uri: str) -> bool:
 
 
 def members(info: ObjectInfo, store: Store) -> Iterator[Member]:
-    """The members of a tar or zip archive; one that is damaged ends with a member of its own URI that says so.
+    """The members of a tar or zip. Where it is damaged, the last member has the archive's own URI, and says so.
 
     Raises UnavailableError, and OSError where it cannot be read.
     """
@@ -112,7 +113,7 @@ def _of_tar(info: ObjectInfo, file: "_Bounded", store: Store) -> Iterator[Member
         if not end.startswith(bytes(tarfile.BLOCKSIZE)):
             yield _refused(info.uri, "truncated", "The archive has no end: it is cut short")
         elif any(end) or tar.offset + 100 * tarfile.RECORDSIZE < info.size:
-            yield _refused(info.uri, "unsupported", "The archive goes on behind its end, where nothing is read")
+            yield _refused(info.uri, "unsupported", "The archive has data behind its end, which is not read")
 
 
 def _of_zip(info: ObjectInfo, file: "_Bounded") -> Iterator[Member]:
@@ -141,8 +142,22 @@ def _of_zip(info: ObjectInfo, file: "_Bounded") -> Iterator[Member]:
 
 
 def content(data: bytes, size: int, length: int, is_zip: bool, checksum: int | None) -> bytes | None:
-    """The content of a member, `size` bytes, of what begins where it does in its archive; None where the header of a
-    zip's member is longer than `data` allows. Raises ImageError where it is not what the directory says."""
+    """Unpack a member.
+
+    Args:
+        data: Bytes of the archive from the member's `offset` on: its length, and for a zip at least `HEADERS` more, as
+            far as the archive goes.
+        size: Bytes of the unpacked member.
+        length: Bytes of the member in the archive.
+        is_zip: Whether the archive is a zip.
+        checksum: CRC-32 of the unpacked member; None in a tar.
+
+    Returns:
+        The content of the member; None where the header of a zip's member is longer than `data` allows.
+
+    Raises:
+        ImageError: The content is not what the directory says.
+    """
     if not is_zip:
         if len(data) < length:
             raise ImageError("truncated", "The archive is cut short within this member.")
@@ -170,8 +185,26 @@ def content(data: bytes, size: int, length: int, is_zip: bool, checksum: int | N
 def fetch(
     store: Store, archive: str, etag: str, size: int, offset: int, length: int, is_zip: bool, checksum: int | None
 ) -> bytes:
-    """The content of a member. Raises ImageError where it is damaged, ChangedError where the archive is not the one of
-    the `etag` any more, and OSError."""
+    """Fetch and unpack a member.
+
+    Args:
+        store: Reads the archive.
+        archive: URI of the archive.
+        etag: ETag of the archive when it was listed.
+        size: Bytes of the unpacked member.
+        offset: Where the member begins in the archive.
+        length: Bytes of the member in the archive.
+        is_zip: Whether the archive is a zip.
+        checksum: CRC-32 of the unpacked member; None in a tar.
+
+    Returns:
+        The content of the member.
+
+    Raises:
+        ImageError: The member is damaged.
+        ChangedError: The archive is another than the listed one.
+        OSError: The archive cannot be read.
+    """
     for room in (HEADERS, _LOCAL_HEADER + 2 * 65_535) if is_zip else (0,):  # the most that the header can have
         data = store.read_range(archive, offset, length + room, etag)
         if (found := content(data, size, length, is_zip, checksum)) is not None:
@@ -180,7 +213,7 @@ def fetch(
 
 
 class _Bounded(io.BufferedReader):
-    """tarfile and zipfile read at once what a header calls its length."""
+    """A reader that refuses large reads: tarfile and zipfile read at once as much as a header claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LARGEST_HEADER:
@@ -189,7 +222,7 @@ class _Bounded(io.BufferedReader):
 
 
 class _Ranged(io.RawIOBase):
-    """A file to seek in, of an object that is read by ranges."""
+    """An object as a file to seek in; it is read by ranges."""
 
     def __init__(self, info: ObjectInfo, store: Store) -> None:
         self._info, self._store, self._at = info, store, 0

@@ -77,7 +77,7 @@ class Endpoint:
             data += chunk
             if len(data) > self._limits.max_bytes:
                 return _error(413, "too_large", f"The body has more than {self._limits.max_bytes} bytes.")
-        # Off the event loop, which has to go on answering health checks while a picture is decoded.
+        # Off the event loop, which has to answer health checks while a picture is decoded.
         loop = asyncio.get_running_loop()
         row = await loop.run_in_executor(self._worker, predict_bytes, self._predictor, bytes(data), self._limits)
         if "error_kind" in row:
@@ -86,7 +86,17 @@ class Endpoint:
 
 
 def start(bundle: Bundle, api_key: str, host: str, port: int) -> None:
-    """Start the endpoint on the connected Ray and return when it answers. Raises MelanomaError where it does not."""
+    """Start the endpoint on the connected Ray and return when it answers.
+
+    Args:
+        bundle: The model that it answers with.
+        api_key: What clients send as X-API-Key.
+        host: The address to listen on.
+        port: The port to listen on.
+
+    Raises:
+        MelanomaError: It does not start.
+    """
     try:
         serve.start(http_options=HTTPOptions(host=host, port=port), proxy_location="HeadOnly")
         serve.run(Endpoint.bind(bundle, key_digest(api_key)), name=_APPLICATION, route_prefix="/")  # type: ignore[attr-defined]
@@ -120,7 +130,18 @@ def _refuse_taken_port(host: str, port: int) -> None:
 
 
 def serve_forever(bundle_uri: str | None, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve until interrupted or terminated; without a `bundle_uri`, the reference bundle."""
+    """Serve until interrupted or terminated.
+
+    Args:
+        bundle_uri: The model to answer with; None: the reference bundle.
+        host: The address to listen on.
+        port: The port to listen on.
+        say: Is given one line once the endpoint answers.
+
+    Raises:
+        InputError: The environment has no API key, the bundle cannot be used, or the port is taken.
+        MelanomaError: The endpoint does not start.
+    """
     key = api_key_from_environment()
     bundle = load_bundle(bundle_uri)
     if not os.environ.get("RAY_ADDRESS"):
@@ -132,6 +153,6 @@ def serve_forever(bundle_uri: str | None, host: str, port: int, say: Callable[[s
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
-    # On a cluster of others, Serve and their applications go on.
+    # On a cluster that others use, Serve and their applications continue.
     serve.delete(_APPLICATION) if os.environ.get("RAY_ADDRESS") else serve.shutdown()
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""Augmentor operations on single images, on the fly; and operations of our own for what archives differ in."""
+"""Augmentor operations on single images, on the fly; and further operations for what archives differ in."""
 
 import abc
 import io
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from melanoma.errors import InputError
 from melanoma.training.config import Augmentation
 
-# Like Augmentor's own, they draw from the global generator of `random`, which `augment` seeds for each image.
+# Like those of Augmentor, they draw from the global generator of `random`, which `augment` seeds for each image.
 
 
 class _Each(Operation, abc.ABC):
@@ -30,9 +30,15 @@ class _Each(Operation, abc.ABC):
 class Frame(_Each):
     """Another framing: turned, nearer or farther, squashed otherwise, off the centre, in one interpolation.
 
-    `rotation` in degrees to either side, scales relative (over 1 is nearer), `aspect` the most by which width is
-    stretched against height, or height against width, `shift` a share of the side. What lies outside the picture is
-    the picture mirrored: black corners would tell of the augmentation.
+    What lies outside the picture is the picture mirrored: black corners would tell of the augmentation.
+
+    Args:
+        probability: 0 to 1, how often it is done.
+        rotation: Degrees to either side, at most.
+        min_scale: The least enlargement, over 0; below 1 the lesion is farther away.
+        max_scale: The greatest enlargement.
+        aspect: The greatest stretch of width against height, or of height against width; 1 or more.
+        shift: The greatest move off the centre, as a share of the side, 0 to 0.5.
     """
 
     def __init__(
@@ -82,8 +88,16 @@ _TO_YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 class Colour(_Each):
     """Another camera and light: brightness, contrast, saturation, hue, colour of the light and gamma, in one step.
 
-    `hue` in degrees to either side; every other strength s draws a factor from exp(-s) to exp(s), `light` one for each
-    channel.
+    Every strength s but the hue's draws a factor from exp(-s) to exp(s).
+
+    Args:
+        probability: 0 to 1, how often it is done.
+        brightness: A strength, as are all below but the hue.
+        contrast: Around the middle grey.
+        saturation: A strength, for the colours.
+        hue: Degrees to either side, at most.
+        light: Draws one factor for each channel.
+        gamma: A strength, for the exponent.
     """
 
     def __init__(
@@ -117,8 +131,8 @@ class Colour(_Each):
 
 
 class Resolution(_Each):
-    """A smaller or more compressed picture: scaled down to at least `min_scale` and up again, then saved as JPEG of a
-    quality from `min_quality` to 95; 100 leaves JPEG out.
+    """A smaller or more compressed picture: scaled down, to `min_scale` at the smallest, and up, then saved as JPEG of
+    a quality from `min_quality` to 95; 100 leaves JPEG out.
     """
 
     def __init__(self, probability: float, min_scale: float = 1.0, min_quality: int = 100) -> None:

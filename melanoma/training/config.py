@@ -4,13 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from melanoma.config import Model, Positive, Seed, Share
+from melanoma.config import LocalPlace, Model, Place, PlaceKind, Positive, Seed, Share
+
+BUILT_IN_NETWORKS = ("residual", "student")
 
 
 class Network(Model):
-    """A network of melanoma.training.networks."""
+    """A network of melanoma.training.networks, which says how to add one."""
 
-    # residual: our own; student: the students'; or any of keras.applications, such as EfficientNetV2B0.
+    # residual: this project's; student: the students'; or any of keras.applications, such as EfficientNetV2B0.
     name: str = "residual"
     width: Positive = 16  # residual, student: channels of the first stage; the later stages double it
     blocks: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)] = (2, 2, 2, 2)  # residual: of each stage
@@ -24,14 +26,14 @@ class Network(Model):
     colour_constancy: Annotated[float, Field(ge=1, le=16)] | None = None
     # keras.applications: null (from scratch), imagenet (downloaded by Keras), or a .weights.h5 or .keras file or URI of
     # the same network without its top.
-    weights: str | None = None
+    weights: Annotated[str, PlaceKind(words=("imagenet",))] | None = None
     # keras.applications: epochs in which only the new head learns, and the learning rate of all the epochs after.
     frozen_epochs: Annotated[int, Field(ge=0)] = 0
     fine_tuning_rate: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _of_applications(self) -> Self:
-        if self.name in ("residual", "student") and (self.weights or self.frozen_epochs or self.fine_tuning_rate):
+        if self.name in BUILT_IN_NETWORKS and (self.weights or self.frozen_epochs or self.fine_tuning_rate):
             raise ValueError(f"weights, frozen_epochs and fine_tuning_rate are for keras.applications, not {self.name}")
         return self
 
@@ -65,14 +67,10 @@ class Augmentation(Model):
 
 
 class Copies(Model):
-    """Augmented copies, made once before the training, of images of the training split.
+    """Augmented copies, made once before the training, of images of the training split."""
 
-    `add`: so many more of every class, as the student projects do with Augmentor's ``sample(500)``. `fill_to`: a class
-    of fewer images is filled up to so many.
-    """
-
-    add: Positive | None = None
-    fill_to: Positive | None = None
+    add: Positive | None = None  # copies of every class, as the student projects do with Augmentor's ``sample(500)``
+    fill_to: Positive | None = None  # a class of fewer images is filled up to this number
     augmentation: Annotated[tuple[Augmentation, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -98,7 +96,7 @@ class Balance(Model):
 
 
 class OperatingPoint(Model):
-    """How the alert thresholds are chosen, on the validation split."""
+    """How the alert thresholds are chosen, on the validation split: see melanoma.evaluation.operating_point."""
 
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95  # of `review`
     # What must reach it: the share of these very melanomas, or that share's one-sided 95% lower confidence bound, which
@@ -110,16 +108,16 @@ class OperatingPoint(Model):
 class Tracking(Model):
     """Where the figures of each epoch go beside the bundle; see melanoma.training.tracking."""
 
-    tensorboard: str | None = None  # a folder
+    tensorboard: LocalPlace | None = None  # a folder
     mlflow: str | None = None  # a tracking URI; the extra `mlflow` has to be installed
     experiment: Annotated[str, Field(min_length=1)] = "melanoma"  # of MLflow
 
 
 class TrainConfig(Model):
-    catalog: str
-    out: str  # where the bundle is written: a folder or an s3:// URI
-    checkpoints: str = "out/checkpoints"  # a folder or an s3:// URI; every worker must reach it
-    # The folder of this run's checkpoints. A run of the same name is gone on with; without a name it is a new one.
+    catalog: Place
+    out: Place  # where the bundle is written
+    checkpoints: Place = "out/checkpoints"  # a folder or an s3:// URI; every worker must reach it
+    # The folder of this run's checkpoints. A run of the same name is resumed; without a name it is a new run.
     run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     seed: Seed = 0
     image_size: Annotated[int, Field(ge=32, le=1024)] = 96
@@ -141,11 +139,11 @@ class TrainConfig(Model):
     augmentation: tuple[Augmentation, ...] = ()
     # The validation figure whose best epoch is kept; "last" keeps the last epoch, whatever its figures.
     select_by: Literal["accuracy", "balanced_accuracy", "melanoma_auc", "last"] = "balanced_accuracy"
-    # Stop when that figure has not risen for so many epochs; null: all epochs are trained.
+    # Stop when that figure has not risen for this number of epochs; null: all epochs are trained.
     patience: Positive | None = None
-    # So many networks are trained, with the seeds seed, seed + 1, ..., and the bundle's model is the mean of them.
+    # How many networks are trained, with the seeds seed, seed + 1, ...; the bundle's model is the mean of them.
     members: Annotated[int, Field(ge=1, le=32)] = 1
-    # Predictions are averaged over so many orientations of an image: itself, mirrored, turned. Costs as many times.
+    # Over how many orientations of an image predictions are averaged: itself, mirrored, turned. Costs as many times.
     test_time_flips: Literal[1, 2, 4, 8] = 1
     operating_point: OperatingPoint = OperatingPoint()
     licence: str | None = None  # of the weights, for the model card

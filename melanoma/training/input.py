@@ -4,7 +4,7 @@ import functools
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,7 @@ from melanoma.imaging.errors import ImageError
 from melanoma.training import plan
 from melanoma.training.augment import augment, operations
 from melanoma.training.config import Augmentation, TrainConfig
-
-if TYPE_CHECKING:
-    from melanoma.training.loop import Split
+from melanoma.training.data import Split
 
 _FETCHED_TOGETHER = 64
 _AUGMENTED_TOGETHER = 256
@@ -62,7 +60,17 @@ def _fetch_and_decode(batch: dict[str, np.ndarray], size: int) -> dict[str, Any]
 def augmented_copies(
     images: np.ndarray, sources: np.ndarray, seeds: np.ndarray, augmentations: Sequence[Augmentation]
 ) -> np.ndarray:
-    """uint8 RGB [m, size, size, 3]: for each of `sources` int64 [m], rows of `images`, a copy decided by its seed."""
+    """Augmented copies of single images.
+
+    Args:
+        images: uint8 RGB [n, size, size, 3].
+        sources: int64 [m], the row of `images` that each copy is of.
+        seeds: uint32 [m], each decides its copy.
+        augmentations: What is done to each.
+
+    Returns:
+        uint8 RGB [m, size, size, 3].
+    """
     copies = np.empty((len(sources), *images.shape[1:]), dtype=np.uint8)
     if not len(sources):
         return copies
@@ -93,21 +101,35 @@ def _augmented(
 
 
 class _Unhurried(ExecutionCallback):
-    """Ray Data's scheduler asks again at once where tasks have results that nobody wants yet, as always when it is
-    ahead of a training. It then keeps 40% of a core busy in every training worker (measured with py-spy, Ray 2.60)."""
+    """Makes Ray Data's scheduler wait a moment in each round.
+
+    It polls without a pause where tasks have results that nobody wants yet, as always when it is ahead of a training,
+    and keeps 40% of a core busy in every training worker (measured with py-spy, Ray 2.60).
+    """
 
     def on_execution_step(self, executor: Any) -> None:
         time.sleep(0.02)
 
 
 def training_batches(
-    images: ray.ObjectRef, train: "Split", config: TrainConfig, epochs: Iterable[int], rank: int, workers: int
+    images: ray.ObjectRef, train: Split, config: TrainConfig, epochs: Iterable[int], rank: int, workers: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """This worker's part of every global batch of the epochs, in order: (pixels, position, share).
+    """This worker's part of every global batch of the epochs, in order.
 
-    pixels uint8 [b, size, size, 3]; `position` int64 [b] counts in `train`; share float32 [b] of mixup. Ray Data
-    augments ahead of the training, in the plan's order; what a batch holds depends on the seed alone, not on how many
-    workers or tasks there are.
+    Ray Data augments ahead of the training, in the plan's order. What a batch holds depends on the seed alone, and not
+    on how many workers or tasks there are.
+
+    Args:
+        images: A reference to uint8 RGB [n, size, size, 3].
+        train: The rows of `images` that are trained on.
+        config: Batch size, balance, augmentation, mixup and seed.
+        epochs: The numbers of the epochs, from 0.
+        rank: This worker's number, from 0.
+        workers: How many there are.
+
+    Yields:
+        pixels, uint8 RGB [b, size, size, 3]; the positions in `train` that they are, int64 [b]; and the shares of
+        mixup, float32 [b].
     """
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -131,7 +153,7 @@ def training_batches(
 
 @functools.cache
 def _let_training_go_first() -> None:
-    """Once a process: one worker that has to share its core holds up all the others."""
+    """Lower this process's priority, once: one training worker that has to share its core holds up all the others."""
     os.nice(3)
 
 

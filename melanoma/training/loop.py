@@ -1,7 +1,7 @@
-"""The loop that every worker runs: our own step under tf.distribute, since Keras 3's `fit` fails there.
+"""The loop that every worker runs: a hand-written step under tf.distribute, since Keras 3's `fit` fails there.
 
 Keras 3's `fit` cannot run under MultiWorkerMirroredStrategy (https://github.com/keras-team/keras/issues/20585), but a
-Keras 3 model and optimizer in a `strategy.run` of one's own can. The optimizer adds up the gradients of all replicas,
+Keras 3 model and optimizer can in a hand-written `strategy.run`. The optimizer adds up the gradients of all replicas,
 so the loss of each is divided by the *global* batch.
 """
 
@@ -25,19 +25,20 @@ from sklearn.metrics import roc_auc_score
 from melanoma import taxonomy
 from melanoma.training import networks, plan
 from melanoma.training.config import TrainConfig
+from melanoma.training.data import Split
 from melanoma.training.input import training_batches
 
 Step = Callable[[tuple[Any, Any, Any, Any]], Any]
-Averages = Sequence[tuple[Any, Any]]  # a weight and the variable of its running mean
 
 
 @dataclass(frozen=True)
-class Split:
-    """The images of one split: rows of the image cache, and their labels (one a row)."""
+class Learner:
+    """A network in training, with all that a checkpoint has to bring back."""
 
-    rows: np.ndarray  # int64 [n]
-    labels: tuple[str, ...]
-    strata: tuple[str, ...] = ()  # what counts as a class for balancing, see melanoma.training.plan.strata; (): labels
+    model: keras.Model
+    optimizer: keras.Optimizer
+    # Weights with the variables of their running means (Polyak and Juditsky 1992, doi:10.1137/0330046), or none.
+    averages: Sequence[tuple[Any, Any]]
 
 
 def label_loss(logits: Any, targets: Any, smoothing: float) -> Any:
@@ -82,20 +83,14 @@ def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.Optimizer
     return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
 
 
-def make_step(
-    model: keras.Model,
-    optimizer: keras.Optimizer,
-    averages: Averages,
-    strategy: tf.distribute.Strategy,
-    config: TrainConfig,
-) -> Step:
+def make_step(learner: Learner, strategy: tf.distribute.Strategy, config: TrainConfig) -> Step:
     """One optimizer step over the global batch; returns this worker's part of the mean weighted loss.
 
     A replica's batch: images uint8 [n, size, size, 3], targets float32 [n, classes], weights float32 [n], and shares
     float32 [n] of mixup (Zhang et al. 2018, arXiv:1710.09412): by how much an image counts beside its neighbour in the
-    batch, with which it makes a pair. `averages`: weights with the variables of their running means (Polyak and
-    Juditsky 1992, doi:10.1137/0330046), or none.
+    batch, with which it makes a pair.
     """
+    model, optimizer, averages = learner.model, learner.optimizer, learner.averages
     learned = list(model.trainable_variables)
 
     def on_replica(images: Any, targets: Any, weights: Any, shares: Any) -> Any:
@@ -133,13 +128,13 @@ def make_step(
 def exchange(model: keras.Model, loss: Any, strategy: tf.distribute.Strategy) -> Any:
     """At the end of an epoch: the sum of the workers' `loss`; and the moving statistics, which each worker has of its
     own images, become their mean on all of them."""
-    own = [variable for variable in model.non_trainable_variables if variable.dtype == "float32"]
+    statistics = [variable for variable in model.non_trainable_variables if variable.dtype == "float32"]
 
     def on_replica() -> Any:
         context = tf.distribute.get_replica_context()
-        if own:
-            values = [tf.identity(variable.value) for variable in own]  # on this replica
-            for variable, mean in zip(own, context.all_reduce(tf.distribute.ReduceOp.MEAN, values), strict=True):
+        if statistics:
+            values = [tf.identity(variable.value) for variable in statistics]  # on this replica
+            for variable, mean in zip(statistics, context.all_reduce(tf.distribute.ReduceOp.MEAN, values), strict=True):
                 variable.assign(mean)
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(loss))
 
@@ -154,77 +149,39 @@ def _neighbours(values: Any) -> Any:
 
 
 def run(settings: dict[str, Any]) -> None:
-    """What `TensorflowTrainer` runs on each worker. `settings`: see melanoma.training.train."""
-    config = TrainConfig.model_validate(settings["config"])
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    # All cores of the machine, shared by its workers: Ray limits no thread, it only counts reservations.
-    threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    if tf.config.list_physical_devices("GPU"):
-        # On CPUs the same operations in the same order give the same bits without it, and 12% sooner.
-        tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(config.seed)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy() if workers > 1 else tf.distribute.get_strategy()
+    """What `TensorflowTrainer` runs on each worker.
 
+    `settings`, as `melanoma.training.fit` makes them: `config`, a TrainConfig as a dict; `images`, a reference to uint8
+    RGB [n, size, size, 3] in Ray's object store; `train` and `validation`, each a Split; `progress`, a queue that is
+    given the figures of each epoch, or None.
+    """
+    config = TrainConfig.model_validate(settings["config"])
     train: Split = settings["train"]
     validation: Split = settings["validation"]
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    strategy = _strategy(config.seed, workers, context.get_local_world_size())
+
     steps = plan.steps_per_epoch(len(train.rows), config.batch_size)
     checkpoint = ray.train.get_checkpoint()
-    with strategy.scope():
-        model = networks.build(
-            config.network, config.image_size, config.seed, workers, config.precision, pretrained=checkpoint is None
-        )
-        optimizer = make_optimizer(config, steps)
-        optimizer.build(model.trainable_variables)
-        averaged = model.trainable_variables if config.averaged_weights else []
-        averages = [(variable, tf.Variable(variable.value, trainable=False)) for variable in averaged]
-    predict = tf.function(lambda images: model(images, training=False))
-
-    targets, weights = plan.targets(train.labels), plan.loss_weights(train.strata or train.labels, config.balance)
-    history: list[dict[str, float]] = []
-    if checkpoint:
-        history = restore(checkpoint, model, optimizer, averages)
+    learner = make_learner(config, steps, workers, strategy, pretrained=checkpoint is None)
+    predict = tf.function(lambda images: learner.model(images, training=False))
+    history = restore(checkpoint, learner) if checkpoint else []
     images = ray.get(settings["images"])  # no copy: workers of one node share it
-    part_size = config.batch_size // workers
-    batches = training_batches(settings["images"], train, config, range(len(history), config.epochs), rank, workers)
-
-    def generate() -> Iterator[tuple[np.ndarray, ...]]:
-        for pixels, position, share in batches:
-            yield pixels, targets[position], weights[position], share
-
-    size = config.image_size
-    # Not one of tf.distribute's own: those ask all workers, at every step, whether each of them has a batch.
-    fed = iter(
-        tf.data.Dataset.from_generator(
-            generate,
-            output_signature=(
-                tf.TensorSpec((part_size, size, size, 3), tf.uint8),
-                tf.TensorSpec((part_size, targets.shape[1]), tf.float32),
-                tf.TensorSpec((part_size,), tf.float32),
-                tf.TensorSpec((part_size,), tf.float32),
-            ),
-        ).prefetch(2)
-    )
+    fed = feed(settings["images"], train, config, range(len(history), config.epochs), rank, workers)
     step: Step | None = None
     for epoch in range(len(history), config.epochs):
         if stopped_early(history, config):
             break
         if step is None or epoch == config.network.frozen_epochs:
             if config.network.frozen_epochs:
-                model.get_layer(networks.BACKBONE).trainable = epoch >= config.network.frozen_epochs
-            step = make_step(model, optimizer, averages, strategy, config)
-        began, waited = time.monotonic(), 0.0
-        total = 0.0
-        for _ in range(steps):
-            asked = time.monotonic()
-            batch = next(fed)
-            waited += time.monotonic() - asked
-            total += float(step(batch))
-        total = float(exchange(model, tf.constant(total), strategy))
+                learner.model.get_layer(networks.BACKBONE).trainable = epoch >= config.network.frozen_epochs
+            step = make_step(learner, strategy, config)
+        began = time.monotonic()
+        total, waited = train_epoch(step, fed, steps)
+        total = float(exchange(learner.model, tf.constant(total), strategy))
         trained = time.monotonic() - began
-        with _averaged(model, averages) as kept:
+        with _averaged(learner) as kept:
             logits = validation_logits(predict, images, validation.rows, rank, workers, strategy)
         metrics = {
             "epoch": epoch + 1,
@@ -238,7 +195,91 @@ def run(settings: dict[str, Any]) -> None:
         history.append(metrics)
         if rank == 0 and settings.get("progress") is not None:
             settings["progress"].put(metrics)
-        report(metrics, history, model, optimizer, averages, kept, rank)
+        report(metrics, history, learner, kept, rank)
+
+
+def _strategy(seed: int, workers: int, workers_here: int) -> tf.distribute.Strategy:
+    """TensorFlow set up for one of `workers`, of which `workers_here` share this machine."""
+    # All cores of the machine, shared by its workers: Ray limits no thread, it only counts reservations.
+    threads = max(1, len(os.sched_getaffinity(0)) // workers_here)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    if tf.config.list_physical_devices("GPU"):
+        # On CPUs the same operations in the same order give the same bits without it, and 12% sooner.
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(seed)
+    return tf.distribute.MultiWorkerMirroredStrategy() if workers > 1 else tf.distribute.get_strategy()
+
+
+def make_learner(
+    config: TrainConfig, steps_per_epoch: int, workers: int, strategy: tf.distribute.Strategy, pretrained: bool
+) -> Learner:
+    """The network at its start.
+
+    Args:
+        config: The training.
+        steps_per_epoch: What the schedule of the learning rate counts in.
+        workers: How many train it.
+        strategy: Theirs.
+        pretrained: False where a checkpoint will bring the weights.
+    """
+    with strategy.scope():
+        model = networks.build(
+            config.network, config.image_size, config.seed, workers, config.precision, pretrained=pretrained
+        )
+        optimizer = make_optimizer(config, steps_per_epoch)
+        optimizer.build(model.trainable_variables)
+        averaged = model.trainable_variables if config.averaged_weights else []
+        averages = [(variable, tf.Variable(variable.value, trainable=False)) for variable in averaged]
+    return Learner(model, optimizer, averages)
+
+
+def feed(
+    images: ray.ObjectRef, train: Split, config: TrainConfig, epochs: range, rank: int, workers: int
+) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """This worker's part of every batch of the epochs, as tensors.
+
+    Args:
+        images: A reference to uint8 RGB [n, size, size, 3].
+        train: The rows of `images` that are trained on.
+        config: The training.
+        epochs: The numbers of the epochs, from 0.
+        rank: This worker's number, from 0.
+        workers: How many there are.
+
+    Yields:
+        What a step takes, see `make_step`.
+    """
+    targets, weights = plan.targets(train.labels), plan.loss_weights(train.strata or train.labels, config.balance)
+    batches = training_batches(images, train, config, epochs, rank, workers)
+
+    def generate() -> Iterator[tuple[np.ndarray, ...]]:
+        for pixels, position, share in batches:
+            yield pixels, targets[position], weights[position], share
+
+    size, part = config.image_size, config.batch_size // workers
+    # Not one of tf.distribute's datasets: those ask all workers, at every step, whether each of them has a batch.
+    dataset = tf.data.Dataset.from_generator(
+        generate,
+        output_signature=(
+            tf.TensorSpec((part, size, size, 3), tf.uint8),
+            tf.TensorSpec((part, targets.shape[1]), tf.float32),
+            tf.TensorSpec((part,), tf.float32),
+            tf.TensorSpec((part,), tf.float32),
+        ),
+    )
+    return iter(dataset.prefetch(2))
+
+
+def train_epoch(step: Step, fed: Iterator[tuple[Any, Any, Any, Any]], steps: int) -> tuple[float, float]:
+    """The sum of this worker's losses, and the seconds that it has waited for batches."""
+    total = waited = 0.0
+    for _ in range(steps):
+        asked = time.monotonic()
+        batch = next(fed)
+        waited += time.monotonic() - asked
+        total += float(step(batch))
+    return total, waited
 
 
 def stopped_early(history: Sequence[dict[str, float]], config: TrainConfig) -> bool:
@@ -250,13 +291,13 @@ def stopped_early(history: Sequence[dict[str, float]], config: TrainConfig) -> b
 
 
 @contextlib.contextmanager
-def _averaged(model: keras.Model, averages: Averages) -> Iterator[list[np.ndarray]]:
-    """The model with its averaged weights, if any, and after it with its own again; yields all its weights so."""
-    own = [keras.ops.convert_to_numpy(variable) for variable, _ in averages]
-    for variable, average in averages:
+def _averaged(learner: Learner) -> Iterator[list[np.ndarray]]:
+    """Within the block the model has its averaged weights, if any; yields all its weights of the block."""
+    raw = [keras.ops.convert_to_numpy(variable) for variable, _ in learner.averages]
+    for variable, average in learner.averages:
         variable.assign(keras.ops.convert_to_numpy(average))
-    yield [keras.ops.convert_to_numpy(variable) for variable in model.variables]
-    for (variable, _), value in zip(averages, own, strict=True):
+    yield [keras.ops.convert_to_numpy(variable) for variable in learner.model.variables]
+    for (variable, _), value in zip(learner.averages, raw, strict=True):
         variable.assign(value)
 
 
@@ -268,7 +309,19 @@ def validation_logits(
     workers: int,
     strategy: tf.distribute.Strategy,
 ) -> np.ndarray:
-    """float32 [n, classes] for the images at `rows`, computed in equal parts by all workers and gathered."""
+    """The logits of a split, computed in equal parts by all workers and gathered by each.
+
+    Args:
+        predict: Takes uint8 [b, size, size, 3], gives float32 logits [b, classes].
+        images: uint8 RGB [m, size, size, 3].
+        rows: int64 [n], those of `images` that are predicted.
+        rank: This worker's number, from 0.
+        workers: How many there are; all of them have to call this together.
+        strategy: What gathers.
+
+    Returns:
+        float32 [n, classes].
+    """
     size = -(-len(rows) // workers)
     padded = np.resize(rows, size * workers)
     mine = padded[rank * size : (rank + 1) * size]
@@ -305,27 +358,28 @@ def validation_metrics(logits: np.ndarray, labels: tuple[str, ...]) -> dict[str,
 
 
 def report(
-    metrics: dict[str, float],
-    history: list[dict[str, float]],
-    model: keras.Model,
-    optimizer: keras.Optimizer,
-    averages: Averages,
-    kept: list[np.ndarray],
-    rank: int,
+    metrics: dict[str, float], history: list[dict[str, float]], learner: Learner, kept: list[np.ndarray], rank: int
 ) -> None:
     """Every worker reports (it is a barrier); the first brings the checkpoint.
 
-    A checkpoint holds what is kept of the epoch if it is the best, and what training goes on with.
+    A checkpoint holds the weights that are kept if the epoch is the best, and all that a resumed training needs.
+
+    Args:
+        metrics: The figures of the epoch.
+        history: Those of all epochs so far, this one included.
+        learner: What is trained.
+        kept: All weights of the model to be kept, see `_averaged`.
+        rank: This worker's number, from 0.
     """
     if rank > 0:
         ray.train.report(metrics, checkpoint=None)
         return
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder) / _KEPT, kept)
-        if averages:
-            _save(Path(folder) / _RAW, model.variables)
-            _save(Path(folder) / _AVERAGES, [average for _, average in averages])
-        _save(Path(folder) / _OPTIMIZER, optimizer.variables)
+        if learner.averages:
+            _save(Path(folder) / _RAW, learner.model.variables)
+            _save(Path(folder) / _AVERAGES, [average for _, average in learner.averages])
+        _save(Path(folder) / _OPTIMIZER, learner.optimizer.variables)
         (Path(folder) / "state.json").write_text(json.dumps({"history": history}))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -333,14 +387,12 @@ def report(
 _KEPT, _RAW, _AVERAGES, _OPTIMIZER = "weights.npz", "raw_weights.npz", "averages.npz", "optimizer.npz"
 
 
-def restore(
-    checkpoint: ray.train.Checkpoint, model: keras.Model, optimizer: keras.Optimizer, averages: Averages
-) -> list[dict[str, float]]:
-    """Set all that training goes on with; returns the history of a checkpoint, one entry an epoch."""
+def restore(checkpoint: ray.train.Checkpoint, learner: Learner) -> list[dict[str, float]]:
+    """Set all that a resumed training needs; returns the history of the checkpoint, one entry an epoch."""
     with checkpoint.as_directory() as folder:
-        _assign(model.variables, Path(folder) / (_RAW if averages else _KEPT))
-        _assign([average for _, average in averages], Path(folder) / _AVERAGES)
-        _assign(optimizer.variables, Path(folder) / _OPTIMIZER)
+        _assign(learner.model.variables, Path(folder) / (_RAW if learner.averages else _KEPT))
+        _assign([average for _, average in learner.averages], Path(folder) / _AVERAGES)
+        _assign(learner.optimizer.variables, Path(folder) / _OPTIMIZER)
         return _history(folder)
 
 

@@ -2,6 +2,22 @@
 
 Scaling to 0..1, or whatever a network wants, is a part of the network and stands nowhere else, so that no caller can do
 it twice.
+
+How to add a network:
+
+1. If keras.applications has it, there is nothing to add: ``network.name=EfficientNetV2B0``, see `_application`.
+2. Otherwise write a function here like `_student`: ``(network, size, seed, workers)`` to a `keras.Model`. It begins
+   with ``keras.Input((size, size, 3), dtype="uint8", name="image")`` and ends with `_logits`. It takes initializers
+   from `_initializers`, so that a seed gives the same weights anywhere, and batch normalization from
+   `_batch_normalization`, so that many workers learn what one learns. All layers are Keras's, and none is a Lambda: a
+   bundle with any other is refused (melanoma.model.bundle).
+   The model bears the network's name, scales with a `keras.layers.Rescaling` to 0..1 or -1..1, and can be built at 32
+   pixels with ``width: 4``.
+3. Name it in `_NETWORKS` below, and in `BUILT_IN_NETWORKS` of melanoma.training.config. Its parameters, if it needs
+   more, are fields of `Network` there.
+4. tests/training/test_networks.py holds every name of `BUILT_IN_NETWORKS` to these rules.
+
+A configuration then trains it (``network: {name: ...}``), and everything after the training takes it as it is.
 """
 
 import difflib
@@ -65,18 +81,26 @@ def build(
 ) -> keras.Model:
     """The network of a configuration, with weights drawn from `seed`.
 
-    `workers`: how many train it, each on an equal part of every batch; 0 gives the same network, with its weights in
-    the same order, to predict with and to save. `precision`: a policy of Keras, such as "mixed_bfloat16": the variables
-    and the logits stay float32. `pretrained`: whether to load the weights that the configuration names; without, a
-    checkpoint has to bring them.
+    Args:
+        network: Which one, and its parameters.
+        size: The side of its pictures in pixels.
+        seed: Decides the weights that it begins with.
+        workers: How many train it, each on an equal part of every batch; 0 gives the same network, with its weights in
+            the same order, to predict with and to save.
+        precision: A policy of Keras, such as "mixed_bfloat16": the variables and the logits stay float32.
+        pretrained: Whether to load the weights that the configuration names; without, a checkpoint has to bring them.
 
-    Raises InputError where there is no network of that name, or its weights cannot be had.
+    Returns:
+        A model of uint8 RGB [batch, size, size, 3] to float32 logits [batch, classes].
+
+    Raises:
+        InputError: Where there is no network of that name, or its weights cannot be had.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        if network.name in ("residual", "student"):
-            return {"residual": _residual, "student": _student}[network.name](network, size, seed, workers)
+        if network.name in _NETWORKS:
+            return _NETWORKS[network.name](network, size, seed, workers)
         return _application(network, size, seed, workers, pretrained)
     finally:
         keras.config.set_dtype_policy(before)
@@ -157,6 +181,9 @@ def _student(network: Network, size: int, seed: int, workers: int) -> keras.Mode
     return keras.Model(inputs, _logits(x, initializer), name="student")
 
 
+_NETWORKS: dict[str, Callable[[Network, int, int, int], keras.Model]] = {"residual": _residual, "student": _student}
+
+
 def _application(network: Network, size: int, seed: int, workers: int, pretrained: bool) -> keras.Model:
     """A network of keras.applications without its top, with its own preprocessing inside the graph."""
     make, preprocess = _application_of(network.name)
@@ -192,7 +219,7 @@ def _application_of(name: str) -> tuple[Callable[..., keras.Model], Callable[[An
     """The function of keras.applications that makes a network, and the one that prepares RGB of 0..255 for it."""
     makers = {key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value)}
     if name not in makers:
-        known = ["residual", "student", *sorted(makers)]
+        known = [*_NETWORKS, *sorted(makers)]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
         raise InputError(f"There is no network {name!r}: {hint}")

@@ -35,8 +35,8 @@ def copies(labels: Sequence[str], wanted: Copies | None, seed: int) -> tuple[np.
     sources = []
     for label, count in class_counts(labels).items():
         generator = np.random.default_rng([seed, 3, *label.encode()])
-        members = generator.permutation(np.flatnonzero(np.asarray(labels, dtype=str) == label))
-        sources.append(np.resize(members, _copies_of(count, wanted)))
+        of_class = generator.permutation(np.flatnonzero(np.asarray(labels, dtype=str) == label))
+        sources.append(np.resize(of_class, _copies_of(count, wanted)))
     source = np.concatenate(sources).astype(np.int64) if sources else np.zeros(0, np.int64)
     return source, np.random.default_rng([seed, 4]).integers(0, 2**32, size=len(source), dtype=np.uint32)
 
@@ -70,7 +70,11 @@ def class_distribution(
 ) -> list[ClassShare]:
     """The classes of a training split before and after balancing, the most frequent first.
 
-    `sources` of the images are needed where balance goes by source; `seed` is that of the training.
+    Args:
+        labels: One an image.
+        balance: How it is balanced.
+        sources: One an image; needed where the balance goes by source.
+        seed: That of the training.
     """
     images = class_counts(labels)
     copied = {label: _copies_of(count, balance.copies) for label, count in images.items()}
@@ -81,15 +85,15 @@ def class_distribution(
     all_strata = [by_image[row] for row in all_rows]
     drawn = draw_probabilities(all_strata, balance.sampling)
     effective = drawn * loss_weights(all_strata, balance)
-    each = np.asarray(all_labels, dtype=str)
+    label_of = np.asarray(all_labels, dtype=str)
     return [
         ClassShare(
             label=label,
             images=images[label],
             copies=copied[label],
             share=images[label] / len(labels),
-            drawn=float(drawn[each == label].sum()),
-            effective=float(effective[each == label].sum()),
+            drawn=float(drawn[label_of == label].sum()),
+            effective=float(effective[label_of == label].sum()),
         )
         for label in sorted(images, key=lambda label: (-images[label], label))
     ]
@@ -115,11 +119,21 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 def epoch_indices(strata: Sequence[str], balance: Balance, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """int64 [steps, batch_size]: which images are drawn in an epoch.
+    """Which images are drawn in an epoch.
 
     Sampling is systematic rather than independent (one uniform offset, equal strides over the cumulated probabilities):
     each image is drawn floor or ceil of its expected number of times. The images of a stratum lie side by side there,
     so it has its share in every epoch, to within one image, and not just on average. The order is shuffled.
+
+    Args:
+        strata: What each image counts as, see `strata`.
+        balance: How likely each is drawn.
+        batch_size: Over all workers.
+        seed: That of the training.
+        epoch: Its number, from 0.
+
+    Returns:
+        int64 [steps, batch_size], positions in `strata`.
     """
     generator = np.random.default_rng([seed, 1, epoch])
     count = steps_per_epoch(len(strata), batch_size) * batch_size
@@ -137,9 +151,18 @@ def augmentation_seeds(shape: tuple[int, int], seed: int, epoch: int) -> np.ndar
 
 
 def mixup_shares(shape: tuple[int, int], mixup: float, seed: int, epoch: int) -> np.ndarray:
-    """float32 of `shape` [steps, batch_size], 0.5 to 1: by how much each drawn image counts in its pair.
+    """By how much each drawn image counts in its pair.
 
-    The larger share is the image's own: a pair is mixed both ways, so nothing is lost by it.
+    The larger share is that of the image itself: a pair is mixed both ways, so nothing is lost by it.
+
+    Args:
+        shape: [steps, batch_size].
+        mixup: The parameter of the beta distribution; 0 mixes nothing.
+        seed: That of the training.
+        epoch: Its number, from 0.
+
+    Returns:
+        float32 of `shape`, 0.5 to 1.
     """
     if not mixup:
         return np.ones(shape, dtype=np.float32)

@@ -19,7 +19,7 @@ _RUN_NAME = "melanoma.run_name"
 _LONGEST_VALUE = 500  # characters of a parameter that every version of MLflow takes
 
 
-def check(config: TrainConfig) -> None:
+def check_usable(config: TrainConfig) -> None:
     """Raise InputError where what `config.tracking` names cannot be written to."""
     tracking = config.tracking
     if tracking.tensorboard is not None:
@@ -34,8 +34,9 @@ def check(config: TrainConfig) -> None:
 def track(config: TrainConfig, say: Callable[[str], None]) -> Iterator[OnEpoch]:
     """Yields a function that is given the figures of each epoch; `config.run_name` is the name of the run.
 
-    A run of the same name is gone on with, and an epoch that is trained again is not there twice. Should a store fail
-    while training, `say` is told so once, and the training goes on without it. Raises InputError as `check` does.
+    A run of the same name is resumed, and an epoch that is trained a second time is not there twice. Should a store
+    fail while training, `say` is told so once, and the training continues without it. Raises InputError as
+    `check_usable` does.
     """
     with contextlib.ExitStack() as stack:
         loggers: list[OnEpoch] = []
@@ -48,9 +49,9 @@ def track(config: TrainConfig, say: Callable[[str], None]) -> Iterator[OnEpoch]:
             for logger in list(loggers):
                 try:
                     logger(metrics)
-                except Exception as error:  # whatever a server and its client think of
+                except Exception as error:  # whatever a server or its client raises
                     loggers.remove(logger)
-                    say(f"Tracking has failed, and goes on no more in this run: {_readable(error)}")
+                    say(f"Tracking has failed and has stopped for this run: {_readable(error)}")
 
         yield on_epoch
 

@@ -1,8 +1,10 @@
-"""How long it takes to find near-duplicates, and how many: python tests/benchmarks/near_duplicates.py [N] [FOLDER]
+"""How long the search for near-duplicates takes, and how many it finds.
 
-N thumbnails (100,000) are cut from the JPEGs of FOLDER, or from generated lesions, each turned by an angle of its own,
-magnified and lit otherwise, so that no two are of one photograph. 2% of them are copies of others, planted: oriented,
-cropped and exposed otherwise, with noise.
+python tests/benchmarks/near_duplicates.py [N] [FOLDER]
+
+N thumbnails (100,000) are cut from the JPEGs of FOLDER, or from generated lesions. Each is turned by its own angle,
+magnified and lit differently, so that no two show one photograph. 2% are planted copies of others, with another
+orientation, crop and exposure, and noise.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from melanoma.catalog import near_duplicates
-from melanoma.demo.synthetic import draw_lesion
+from melanoma.demo.lesions import draw_lesion
 from melanoma.imaging.decode import decode
 from melanoma.imaging.hashing import THUMBNAIL_SIDE, perceptual_hash
 from melanoma.taxonomy import CODES
@@ -34,7 +36,7 @@ def jpegs(folder: str | None) -> list[bytes]:
 
 
 def variant(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [64, 64]: a part of the picture, turned by any angle but those near to a quarter turn."""
+    """A part of the picture, uint8 [64, 64], turned by any angle that is not near to a quarter turn."""
     angle = np.pi / 2 * (rng.integers(4) + rng.uniform(0.1, 0.9))
     step = picture.width / THUMBNAIL_SIDE / rng.uniform(1.3, 2.2)
     turn = step * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

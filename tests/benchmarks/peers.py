@@ -1,11 +1,11 @@
-"""What a user would write or pick instead of `melanoma score`: for jobs/benchmark.py, which runs each in a process.
+"""What a user would write or pick instead of `melanoma score`: tests/benchmarks/scoring.py runs each in a process.
 
 python -m tests.benchmarks.peers NAME MANIFEST NETWORK SIZE CORES OUT
 
 MANIFEST is a Parquet file with a column `image_uri`, NETWORK a .keras file for uint8 RGB [n, SIZE, SIZE, 3]. All of
-them fetch the same objects from the same store and ask the same network; each is written as its own documentation has
-it, and is given all cores. The logits, of whatever resizing is theirs, go into Parquet below OUT. It prints the seconds
-that it took once its libraries were loaded and its engine had begun, as JSON.
+them fetch the same objects from the same store and ask the same network; each is written as its documentation shows,
+gets all cores, and resizes in its usual way. The logits go into Parquet below OUT. It prints, as JSON, the seconds that
+it took once its libraries were loaded and its engine had started.
 """
 
 import io

@@ -3,11 +3,11 @@
 How fast `melanoma score` is: against the limit of the machine, against what a user would use instead, and against
 itself where the store is slow, the archive large, or the cluster has a second node.
 
-Every figure is measured in processes of its own, one after the other, in several rounds. A rate is that of the
-difference between a quarter of the images and all of them, so that what only begins (interpreters, engines, loading the
-model) counts for nobody; no alert is explained. The limit is what decoding and asking the network take on one core,
-with all bytes in memory, added up: nothing is fetched, hashed or written in it. Everybody asks the network once an
-image: how many orientations a bundle averages is its own affair, and has a row of its own.
+Every figure is measured in processes of its own, one after the other, in several rounds. A rate counts the difference
+between a quarter of the images and all of them, so that start-up (interpreters, engines, loading the model) counts for
+nobody; no alert is explained. The limit is the time that decoding and the network take on one core with all bytes in
+memory, added up: it fetches, hashes and writes nothing. Everybody asks the network once an image; a bundle that
+averages over orientations gets a row of its own.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,26 +31,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from melanoma import config, storage
+from melanoma import storage
 from melanoma.cli import jobs
 from melanoma.demo import local_s3
 from melanoma.errors import InputError, MelanomaError
-from melanoma.imaging.decode import decode, decode_image
+from melanoma.imaging.decode import decode_image
 from melanoma.model import bundle as bundles
 from melanoma.model.bundle import Bundle
 from melanoma.scoring import listing
 from melanoma.scoring.config import ScoreConfig
 from tests.benchmarks import peers
 from tests.benchmarks.config import BenchmarkConfig
+from tests.benchmarks.scoring_tables import LATENCY, LIMIT, OURS, PIXEL_ARRAY, SCALED, table
 from tests.support.faulty_proxy import faulty_proxy
 
-OURS = "melanoma score"
-SCALED = "libjpeg's scaled decoding and the network"
-PIXEL_ARRAY = "pydicom's pixel_array, resized, and the network"
-LIMIT = "the limit"
-LATENCY = 0.06  # seconds
-_LIMIT_IMAGES = 200
-_LIMIT_DICOM = 40
 _MANIFEST = {"image_uri": "uri", "size": "size", "etag": "etag"}
 _NEEDS = {
     "Ray Data, read_images and map_batches": "ray",
@@ -83,9 +76,8 @@ class _Bench:
 
     def score(self, archive: str, out: str, **values: Any) -> dict[str, Any]:
         """One run of ours in a process of its own."""
-        own = {"workers": self.cores, "bundle": self.once, "explained": 0, **self.settings.score, **values}
-        words = json.dumps({**own, "archive": archive, "out": out})
-        return _answer([sys.executable, "-m", "tests.benchmarks.scoring", "score", words])
+        keys = {"workers": self.cores, "bundle": self.once, "explained": 0, **self.settings.score, **values}
+        return _in_its_own_process("score", json.dumps({**keys, "archive": archive, "out": out}))
 
     def scored(self, **values: Any) -> Callable[[str], float]:
         """A function of the name of a manifest: seconds of a run of ours."""
@@ -157,7 +149,7 @@ def _prepared(settings: BenchmarkConfig, work: Path) -> list[str]:
     chosen = np.linspace(0, len(listed) - 1, min(settings.images, len(listed)), dtype=int)
     uris = [listed[place].uri for place in chosen]
     if len(uris) * settings.repeat < 8:
-        raise InputError(f"The archive {' '.join(places)} holds {len(uris)} objects: 8 are the least.")
+        raise InputError(f"The archive {' '.join(places)} holds {len(uris)} objects: the benchmark needs at least 8.")
     if settings.repeat > 1 or settings.resize:
         uris = _copies(uris, work / "store" / "archive", settings.resize, settings.repeat)
     for part, some in {"few": uris[::4], "all": uris}.items():
@@ -193,16 +185,18 @@ def _copies(uris: list[str], folder: Path, size: tuple[int, int] | None, times: 
 
 def _asked_once(bundle: Bundle, work: Path) -> str:
     (work / "network.keras").write_bytes(bundle.model)
-    manifest = {key: value for key, value in bundle.manifest.items() if key not in ("model_version", "files")}
+    draft = bundle.manifest.draft().model_copy(update={"test_time_flips": 1})
     files = {"model.keras": bundle.model, "training_images.parquet": bundle.training_images}
-    bundles.write(str(work / "once"), {**manifest, "test_time_flips": 1}, files)
+    bundles.write(str(work / "once"), draft, files)
     return str(work / "once")
 
 
-def _answer(words: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    ended = subprocess.run(
-        words, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
-    )
+def _in_its_own_process(*words: str) -> dict[str, Any]:
+    return _answer([sys.executable, "-m", "tests.benchmarks.scoring_process", *words])
+
+
+def _answer(words: list[str]) -> dict[str, Any]:
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
     if ended.returncode:
         last = ended.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise MelanomaError(f"{' '.join(words[2:4])} ended with {ended.returncode}: {last[0]}")
@@ -228,7 +222,7 @@ def _speed(bench: _Bench) -> dict[str, Any]:
 
 
 def _in_rounds(bench: _Bench, measured: Mapping[str, Callable[[], dict[str, Any]]]) -> dict[str, Any]:
-    """Whatever else the machine does falls on all of them, and shows between the rounds."""
+    """Measure all in turn, round after round: whatever else the machine does falls on all of them."""
     found: dict[str, Any] = {name: [] for name in measured}
     for number in range(bench.settings.rounds):
         for name, measure in measured.items():
@@ -246,7 +240,7 @@ def _rate(bench: _Bench, seconds: Callable[[str], float]) -> dict[str, Any]:
 
 
 def _limit(bench: _Bench, bundle: str) -> dict[str, float]:
-    limit = _answer([sys.executable, "-m", "tests.benchmarks.scoring", "limit", bench.manifest("all"), bundle])
+    limit = _in_its_own_process("limit", bench.manifest("all"), bundle)
     limit["images_per_second"] = bench.cores / (limit["decode_seconds"] + limit["predict_seconds"])
     return limit
 
@@ -306,8 +300,8 @@ def _environment(s3: local_s3.LocalS3, endpoint: str) -> Iterator[None]:
 
 
 def _growth(bench: _Bench) -> dict[str, Any]:
-    """Time and memory of a large archive, of a tenth of it and of a hundredth, which says what a run costs before its
-    first image; then a night on which 1% of the large one is new."""
+    """Time and memory of a large archive, of a tenth of it and of a hundredth, which shows what a run costs before its
+    first image; then of a second run, for which 1% of the large archive is new."""
     many = bench.settings.many
     found: dict[str, Any] = {}
     with bench.folder() as out:
@@ -320,9 +314,9 @@ def _growth(bench: _Bench) -> dict[str, Any]:
             bench.say(f"{number} images: {answer['seconds']:.0f} s, {peak() / 2**20:.0f} MiB")
         large = bench.work / f"archive-{many}"
         _fill(bench, large, many, many // 100)
-        found["night"] = bench.score(str(large), str(out / str(many)), run_date="2026-11-21")
-    if found["night"]["scored"] != many // 100:
-        raise MelanomaError(f"The second night scored {found['night']['scored']} images, not {many // 100}.")
+        found["second_run"] = bench.score(str(large), str(out / str(many)), run_date="2026-11-21")
+    if found["second_run"]["scored"] != many // 100:
+        raise MelanomaError(f"The second run scored {found['second_run']['scored']} images, not {many // 100}.")
     return {"many": many, **found}
 
 
@@ -340,17 +334,17 @@ def _fill(bench: _Bench, folder: Path, first: int, number: int) -> None:
 
 @contextlib.contextmanager
 def _peak_memory() -> Iterator[Callable[[], int]]:
-    """The most memory that the processes below this one took together (proportional set size, bytes), looked at every
-    second."""
+    """The most memory that the processes below this one took together, in bytes: the proportional set size, measured
+    every second."""
     ended = threading.Event()
     peak = 0
 
-    def watch() -> None:
+    def measure() -> None:
         nonlocal peak
         while not ended.wait(1.0):
             peak = max(peak, sum(_proportional_set(pid) for pid in _below(os.getpid())))
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=measure, daemon=True)
     thread.start()
     try:
         yield lambda: peak
@@ -387,11 +381,11 @@ def _nodes(bench: _Bench) -> dict[str, Any]:
 
 def _start(bench: _Bench) -> dict[str, Any]:
     """Seconds from the call of the command to its end, for 8 images, where Ray runs already."""
-    words = [sys.executable, "-m", "tests.benchmarks.scoring", "start", json.dumps(bench.uris[:8]), bench.once]
+    words = ("start", json.dumps(bench.uris[:8]), bench.once)
     seconds = []
     for _ in range(bench.settings.rounds):
         with bench.folder() as out:
-            seconds.append(_answer([*words, str(out / "start")])["seconds"])
+            seconds.append(_in_its_own_process(*words, str(out / "start"))["seconds"])
     return {"seconds": seconds}
 
 
@@ -402,8 +396,7 @@ def _dicom(bench: _Bench) -> dict[str, Any]:
 
     def limit(decoder: str) -> dict[str, Any]:
         if decoder == SCALED:  # the first of a round
-            words = ["-m", "tests.benchmarks.scoring", "dicom", bench.manifest("all"), bench.once]
-            limits.append(_answer([sys.executable, *words]))
+            limits.append(_in_its_own_process("dicom", bench.manifest("all"), bench.once))
         return {"images_per_second": bench.cores / (limits[-1][decoder] + limits[-1]["predict_seconds"])}
 
     decoders = {decoder: functools.partial(limit, decoder) for decoder in (SCALED, PIXEL_ARRAY)}
@@ -429,7 +422,7 @@ def _tar(bench: _Bench) -> dict[str, Any]:
             with bench.folder() as out:
                 answer = bench.score(f"s3://tars/{part}.tar", str(out / "out"))
             if answer["scored"] != len(infos[::4] if part == "few" else infos):
-                raise MelanomaError(f"Of the tar {part} only {answer['scored']} images were scored.")
+                raise MelanomaError(f"Only {answer['scored']} images of the tar {part} were scored.")
             return float(answer["seconds"])
 
         measured = {
@@ -439,223 +432,10 @@ def _tar(bench: _Bench) -> dict[str, Any]:
         return _in_rounds(bench, measured)
 
 
-# --- in a process of its own -----------------------------------------------------------------------------------------
-
-
-def _measure_limit(manifest: str, bundle: str) -> dict[str, float]:
-    """Seconds an image, on one core, of decoding and of the network; the median of three rounds of each."""
-    from melanoma.model.predictor import Predictor
-
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    loaded = bundles.load(bundle)
-    uris = pq.read_table(manifest)["image_uri"].to_pylist()
-    data = [storage.read_bytes(uri) for uri in uris[:: max(1, len(uris) // _LIMIT_IMAGES)]]
-    predictor = Predictor(loaded, batch_size=32, threads=1)
-    pixels = np.stack([decode(each, loaded.input_size).pixels for each in data])
-    predictor.logits(pixels[:32])
-    rounds: dict[str, list[float]] = {"decode_seconds": [], "predict_seconds": []}
-    for _ in range(3):
-        began = time.monotonic()
-        for each in data:
-            decode(each, loaded.input_size)
-        decoded = time.monotonic()
-        predictor.logits(pixels)
-        rounds["decode_seconds"].append((decoded - began) / len(data))
-        rounds["predict_seconds"].append((time.monotonic() - decoded) / len(data))
-    return {name: float(np.median(values)) for name, values in rounds.items()}
-
-
-def _measure_dicom(manifest: str, bundle: str) -> dict[str, float]:
-    """Seconds an image on one core: of decoding JPEG frames of DICOM files, scaled and whole, and of the network."""
-    import pydicom
-    from PIL import Image
-    from pydicom.encaps import get_frame
-
-    from melanoma.model.predictor import Predictor
-
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    loaded = bundles.load(bundle)
-    size = (loaded.input_size, loaded.input_size)
-    uris = pq.read_table(manifest)["image_uri"].to_pylist()
-    data = [storage.read_bytes(uri) for uri in uris[:: max(1, len(uris) // _LIMIT_DICOM)]]
-    files = [pydicom.dcmread(io.BytesIO(each)) for each in data]
-    for file in files:
-        file.PhotometricInterpretation = str(file.PhotometricInterpretation).strip('"')
-    frames = [get_frame(file.PixelData, 0, number_of_frames=1) for file in files]
-
-    def scaled(place: int) -> np.ndarray:
-        image = Image.open(io.BytesIO(frames[place]))
-        image.draft("RGB", size)
-        return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-
-    def whole(place: int) -> np.ndarray:
-        file = pydicom.dcmread(io.BytesIO(data[place]))
-        file.PhotometricInterpretation = files[place].PhotometricInterpretation
-        return np.asarray(Image.fromarray(file.pixel_array).resize(size, Image.Resampling.BILINEAR))
-
-    predictor = Predictor(loaded, batch_size=32, threads=1)
-    pixels = np.stack([scaled(place) for place in range(len(data))] * 4)
-    predictor.logits(pixels)
-    found = {}
-    for name, one in {SCALED: scaled, PIXEL_ARRAY: whole}.items():
-        began = time.monotonic()
-        for place in range(len(data)):
-            one(place)
-        found[name] = (time.monotonic() - began) / len(data)
-    began = time.monotonic()
-    predictor.logits(pixels)
-    return {**found, "predict_seconds": (time.monotonic() - began) / len(pixels)}
-
-
-def _score(values: dict[str, Any]) -> dict[str, Any]:
-    from melanoma import ray_session
-    from melanoma.scoring.run import score
-
-    with _cluster(values.pop("nodes", 0)):
-        ray_session.connect()
-        began = time.monotonic()
-        record = score(config.load(ScoreConfig, None, **values), say=lambda line: None).record
-        seconds = time.monotonic() - began
-        return {"seconds": seconds, "scored": record["counts"]["scored"], "stages": record["stages"]}
-
-
-@contextlib.contextmanager
-def _cluster(nodes: int) -> Iterator[None]:
-    """So many nodes of one core each, bound to it; 0: whatever `ray_session.connect` finds."""
-    if not nodes:
-        yield
-        return
-    from ray.cluster_utils import Cluster
-
-    from melanoma import ray_session
-
-    cores = sorted(os.sched_getaffinity(0))[:nodes]
-    if len(cores) < nodes:
-        raise InputError(f"This machine has {len(cores)} core(s): it cannot stand for {nodes} nodes.")
-    os.sched_setaffinity(0, cores[:1])
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for core in cores[1:]:
-        os.sched_setaffinity(0, [core])  # what is started inherits it
-        made.add_node(num_cpus=1)
-    os.sched_setaffinity(0, cores[:1])
-    os.environ["RAY_ADDRESS"] = made.address
-    try:
-        yield
-    finally:
-        ray_session.disconnect()
-        made.shutdown()
-
-
-def _measure_start(uris: list[str], bundle: str, out: str) -> dict[str, float]:
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": len(os.sched_getaffinity(0))})
-    try:
-        time.sleep(5)  # what a cluster does when it has just started is over
-        command = [str(Path(sys.executable).with_name("melanoma")), "score", *uris, "--out", out, "--bundle", bundle]
-        began = time.monotonic()
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "RAY_ADDRESS": made.address})
-        return {"seconds": time.monotonic() - began}
-    finally:
-        made.shutdown()
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def table(found: dict[str, Any]) -> str:
-    """The figures of `run` as Markdown tables: medians of the rounds, with the least and the most of them."""
-    parts = [_speed_table(found["speed"])] if "speed" in found else []
-    rows = []
-    if "latency" in found:
-        what = f"images a second on S3, without and with {LATENCY * 1000:.0f} ms a request"
-        rows.append([what, *_compared(*map(_rates, found["latency"].values()))])
-    rows += _growth_rows(found["growth"]) if "growth" in found else []
-    if "nodes" in found:
-        what = "images a second, one node of one core and two"
-        rows.append([what, *_compared(*map(_rates, found["nodes"].values()))])
-    if "dicom" in found:
-        ours = _rates(found["dicom"][OURS])
-        rows += [
-            [f"images a second of DICOM: {name}, and {OURS}", *_compared(_rates(found["dicom"][name]), ours)]
-            for name in (SCALED, PIXEL_ARRAY)
-        ]
-    if "tar" in found:
-        both = map(_rates, (found["tar"]["objects"], found["tar"]["tar"]))
-        rows.append(["images a second on S3, as objects and in a tar", *_compared(*both)])
-    if "start" in found:
-        rows.append(["seconds from the command to 8 images published", _spread(found["start"]["seconds"], 1), "", ""])
-    if rows:
-        parts.append(_markdown(["what", "", "", "ratio"], rows))
-    return "\n".join(parts)
-
-
-def _speed_table(speed: dict[str, Any]) -> str:
-    rates = {name: _rates(rounds) for name, rounds in speed.items()}
-    rows = []
-    for name, values in rates.items():
-        # A limit is compared with the run of as many orientations.
-        ours = rates[name.replace(LIMIT, OURS)] if name.startswith(LIMIT) else rates[OURS]
-        times = "" if name.startswith(OURS) else _compared(values, ours)[-1]
-        rows.append([name, _spread(values, 1), times])
-    return _markdown(["", "images a second", f"{OURS} is so many times as fast"], rows)
-
-
-def _growth_rows(growth: dict[str, Any]) -> list[list[str]]:
-    many = growth["many"]
-    small, large = growth[str(many // 10)], growth[str(many)]
-    names = f"{many // 10:,} and {many:,} images"
-    tiny = growth[str(many // 100)]
-    each = [
-        [1000 * (more["seconds"] - less["seconds"]) / (more["scored"] - less["scored"])]
-        for less, more in ((tiny, small), (small, large))
-    ]
-    memory = [[figures["peak_bytes"] / 2**20] for figures in (small, large)]
-    nights = [[large["seconds"]], [growth["night"]["seconds"]]]
-    return [
-        [
-            f"milliseconds an image, from {many // 100:,} to {many // 10:,} and from there to {many:,}",
-            *_compared(*each),
-        ],
-        [f"peak memory of all processes, MiB, {names}", *_compared(*memory)],
-        [f"seconds of a night of {many:,} images, all new and 1% new", *_compared(*nights)],
-    ]
-
-
-def _rates(rounds: list[dict[str, Any]]) -> list[float]:
-    return [figures["images_per_second"] for figures in rounds]
-
-
-def _compared(before: list[float], after: list[float]) -> list[str]:
-    """Both, and how many times the first the second is, round by round."""
-    ratios = [second / first for first, second in zip(before, after, strict=True)]
-    return [_spread(before, 1), _spread(after, 1), _spread(ratios, 2)]
-
-
-def _spread(values: list[float], digits: int) -> str:
-    middle = f"{np.median(values):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def _run_and_print(settings: BenchmarkConfig) -> None:
     print(table(run(settings, lambda line: print(line, file=sys.stderr))))
     print(f"Figures: {settings.out}/benchmark.json, table: {settings.out}/benchmark.md")
 
 
 if __name__ == "__main__":
-    what, *arguments = sys.argv[1:] or [""]
-    if what == "limit":
-        print(json.dumps(_measure_limit(*arguments)))
-    elif what == "dicom":
-        print(json.dumps(_measure_dicom(*arguments)))
-    elif what == "score":
-        print(json.dumps(_score(json.loads(arguments[0]))))
-    elif what == "start":
-        print(json.dumps(_measure_start(json.loads(arguments[0]), *arguments[1:])))
-    else:
-        jobs.main(BenchmarkConfig, _run_and_print, __doc__, default="tests/benchmarks/scoring.yaml")
+    jobs.main(BenchmarkConfig, _run_and_print, __doc__, default="tests/benchmarks/scoring.yaml")

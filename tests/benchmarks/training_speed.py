@@ -65,15 +65,16 @@ def _fit(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _train(arguments: argparse.Namespace, **values: Any) -> dict[str, float]:
-    from melanoma.training import loop, train
+    from melanoma.training.data import Split, TrainingData
+    from melanoma.training.fit import fit
 
     with tempfile.TemporaryDirectory() as folder:
         settings = _settings(arguments, checkpoints=folder, **values)
         labels = tuple(taxonomy.CODES[number % len(taxonomy.CODES)] for number in range(IMAGES))
-        validation = loop.Split(np.arange(64), labels[:64])
-        splits = {"train": loop.Split(np.arange(IMAGES), labels), "validation": validation}
+        train, validation = Split(np.arange(IMAGES), labels), Split(np.arange(64), labels[:64])
+        data = TrainingData(_images(settings.image_size), train, validation)
         ray_session.connect()
-        _, history, _ = train.fit(settings, _images(settings.image_size), splits, lambda metrics: None)
+        history = fit(settings, data).history
         ray_session.disconnect()
     steady = history[1:]
     return {

@@ -11,11 +11,13 @@ from PIL import Image
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from melanoma.catalog import audit, audit_report, properties, schema
-from melanoma.catalog.audit import examine, read, read_reference, split_groups
+from melanoma.catalog import audit, audit_page, audit_words, properties, reference, schema
+from melanoma.catalog.audit import examine, read
 from melanoma.catalog.build import build
+from melanoma.catalog.leaks import split_groups
 from melanoma.catalog.split import split
-from melanoma.demo.synthetic import dicom_file, draw_lesion
+from melanoma.demo.archive_files import dicom_file
+from melanoma.demo.lesions import draw_lesion
 from melanoma.errors import InputError
 from melanoma.imaging.hashing import perceptual_hash, thumbnail
 
@@ -241,9 +243,9 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     first = examine(frame)
     assert len(first["contradictions"]["findings"]) == 2
     for seed in range(3):
-        again = examine(frame.sample(frac=1, random_state=seed))
+        shuffled = examine(frame.sample(frac=1, random_state=seed))
         for part in ("summary", "contradictions", "leaks", "classes", "sizes"):
-            assert again[part] == first[part]
+            assert shuffled[part] == first[part]
 
 
 # --- reference -------------------------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def test_labels_against_a_reference() -> None:
 def test_reference_tables(tmp_path: Path, table: str, labels: list[str]) -> None:
     (tmp_path / "t.csv").write_text(table)
     wanted = dict(zip(["ISIC_0000001", "ISIC_0000002"], labels, strict=True))
-    assert read_reference(str(tmp_path / "t.csv")) == wanted
+    assert reference.read(str(tmp_path / "t.csv")) == wanted
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_what_is_no_reference(tmp_path: Path, table: str | None, hint: str) -> N
     if table is not None:
         (tmp_path / "t.csv").write_text(table)
     with pytest.raises(InputError, match=hint):
-        read_reference(str(tmp_path / "t.csv"))
+        reference.read(str(tmp_path / "t.csv"))
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------
@@ -344,7 +346,7 @@ def test_what_the_size_of_a_class_allows() -> None:
     frame = apart(60).assign(split="test", label=["VASC"] * 3 + ["NV"] * 57)
     large, small = examine(frame)["sizes"]
     assert (small["label"], small["groups"], small["too_small"]) == ("VASC", 3, True)
-    assert audit_report.size_sentence(small) == "3 groups: a recall of 67% would be 9% to 99%"
+    assert audit_words.size_sentence(small) == "3 groups: a recall of 67% would be 9% to 99%"
     assert (large["groups"], large["too_small"]) == (57, False)
     # Images of one patient are one witness, training makes no claim, and a label may be missing from a split.
     frame = frame.assign(patient_id=pd.Series([None] * 3 + ["P"] * 57), split=["train"] * 3 + ["test"] * 57)
@@ -599,16 +601,16 @@ def test_the_report_is_one_page_with_the_pictures(command: Command, faulty: Path
 
 
 def test_the_report_leaves_out_what_is_too_much(tmp_path: Path) -> None:
-    count = 2 * audit_report.SETS_SHOWN + 10
+    count = 2 * audit_page.SETS_SHOWN + 10
     frame = apart(count).assign(
         sha256=[f"{n // 2}" for n in range(count)], split=["train", "test"] * (count // 2), error="gone"
     )
     answer = examine(frame)
-    audit_report.write(str(tmp_path), answer)
+    audit_page.write(str(tmp_path), answer)
     page = (tmp_path / "audit.html").read_text()
-    assert page.count('class="set"') == audit_report.SETS_SHOWN
+    assert page.count('class="card set"') == audit_page.SETS_SHOWN
     assert "5 more sets are left out here" in page
-    assert len(json.loads((tmp_path / "audit.json").read_text())["leaks"]["findings"]) == audit_report.SETS_SHOWN + 5
+    assert len(json.loads((tmp_path / "audit.json").read_text())["leaks"]["findings"]) == audit_page.SETS_SHOWN + 5
 
 
 def test_the_page_does_not_show_who_may_be_known(tmp_path: Path) -> None:
@@ -618,7 +620,7 @@ def test_the_page_does_not_show_who_may_be_known(tmp_path: Path) -> None:
         (tmp_path / name / "a.dcm").write_bytes(data)
     schema.write(str(tmp_path / "catalog.parquet"), build([str(tmp_path)]))
     frame, repeats = audit.read([str(tmp_path / "catalog.parquet")])
-    audit_report.write(str(tmp_path / "out"), audit.examine(frame, None, repeats))
+    audit_page.write(str(tmp_path / "out"), audit.examine(frame, None, repeats))
     html = (tmp_path / "out" / "audit.html").read_text()
     assert html.count("no picture") == 2
     assert "data:image/jpeg" not in html

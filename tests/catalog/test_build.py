@@ -12,9 +12,11 @@ from melanoma import privacy, taxonomy
 from melanoma.catalog import schema
 from melanoma.catalog.build import build
 from melanoma.catalog.split import split
-from melanoma.demo import synthetic
+from melanoma.demo.archive_files import dicom_file
+from melanoma.demo.lesions import draw_lesion
 from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import InputError
+from melanoma.imaging.limits import DEFAULT_LIMITS
 
 Lesion = Callable[..., bytes]
 
@@ -156,6 +158,16 @@ def test_what_cannot_be_read_stays_with_its_reason(tmp_path: Path, lesion: Lesio
 def images(tmp_path: Path, lesion: Lesion) -> Path:
     """Three pictures: ``set/images/ISIC_000000N.jpg``."""
     return fill(tmp_path / "set", {f"images/ISIC_000000{n}.jpg": lesion("MEL", n) for n in range(3)})
+
+
+def test_a_file_over_the_limit_has_no_size_and_no_digest(tmp_path: Path, lesion: Lesion) -> None:
+    fill(tmp_path, {"nevus/a.jpg": lesion("NV", 1)})
+    with (tmp_path / "nevus" / "b.jpg").open("wb") as file:
+        file.truncate(DEFAULT_LIMITS.max_bytes + 1)
+    frame = build([str(tmp_path)]).set_index("image_id")
+    assert frame.loc["a", "error"] is None
+    assert "more than 67,108,864 bytes" in str(frame.loc["b", "error"])
+    assert (frame.loc["b", "size_bytes"], frame.loc["b", "sha256"]) == (None, None)  # only a part of it was read
 
 
 def test_a_csv_manifest_names_paths_relative_to_itself(images: Path, lesion: Lesion) -> None:
@@ -436,7 +448,7 @@ def test_metadata_that_is_of_no_use(lesions: Path, tmp_path: Path, text: str | N
 
 def test_a_dicom_file_says_itself_of_whom_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nevus").mkdir()
-    data = synthetic.dicom_file([synthetic.draw_lesion("NV", 1, 90, 90)], PatientID="4711", BodyPartExamined="BACK")
+    data = dicom_file([draw_lesion("NV", 1, 90, 90)], PatientID="4711", BodyPartExamined="BACK")
     (tmp_path / "nevus" / "a.dcm").write_bytes(data)
     frame = build([str(tmp_path)])
     (row,) = frame.to_dict("records")

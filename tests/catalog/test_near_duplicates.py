@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from melanoma.catalog.near_duplicates import Pair, find, hash_pairs, seen
-from melanoma.demo.synthetic import draw_lesion
+from melanoma.demo.lesions import draw_lesion
 from melanoma.imaging.decode import decode
 from melanoma.imaging.hashing import orientations, perceptual_hash, thumbnail
 from melanoma.taxonomy import CODES
@@ -159,8 +159,8 @@ def test_a_thousand_copies_do_not_become_half_a_million_pairs(lesions: list[Imag
 
 
 def test_equal_bytes_are_not_listed(lesions: list[Image.Image]) -> None:
-    one, again = saved(lesions[0]), saved(lesions[0], 80)
-    pairs = find(catalog([one, one, again, one]))
+    one, recompressed = saved(lesions[0]), saved(lesions[0], 80)
+    pairs = find(catalog([one, one, recompressed, one]))
     assert [(pair.first, pair.second) for pair in pairs] == [(0, 2)]
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from melanoma.catalog import audit, schema
 from melanoma.catalog.build import build
-from melanoma.demo.synthetic import draw_lesion
+from melanoma.demo.lesions import draw_lesion
 from melanoma.taxonomy import CODES
 
 SIZE = 128  # pixels a side

@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 import pytest
 
 from melanoma import config
-from melanoma.catalog import audit, resolve, schema
+from melanoma.catalog import audit, reference, resolve, schema
 from melanoma.catalog.build import build
 
 DATA = Path(os.environ.get("MELANOMA_DATA", "/nonexistent"))
-pytestmark = pytest.mark.skipif(
-    not (DATA / "isic9").is_dir(), reason="MELANOMA_DATA names no folder with the nine-class ISIC set"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (DATA / "isic9").is_dir(), reason="MELANOMA_DATA names no folder with the nine-class ISIC set"
+    ),
+]
 
 CODES = {
     "actinic keratosis": "AK",
@@ -80,7 +83,7 @@ def catalogs(files: list[File], lesions: dict[str, str], tmp_path_factory: pytes
 @pytest.fixture(scope="module")
 def alone(catalogs: tuple[str, str]) -> dict[str, Any]:
     frame, _ = audit.read(catalogs[:1])
-    return audit.examine(frame, audit.read_reference(str(DATA / "isic2019_groundtruth.csv")))
+    return audit.examine(frame, reference.read(str(DATA / "isic2019_groundtruth.csv")))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_labels_against_the_reference(files: list[File], alone: dict[str, Any]) 
 def test_the_repaired_set_passes(catalogs: tuple[str, str]) -> None:
     rules = config.load(resolve.Rules, str(Path(__file__).parents[2] / "configs/isic9.yaml"))
     repaired, _ = resolve.resolve(schema.read(catalogs[0]), rules)
-    answer = audit.examine(repaired, audit.read_reference(str(DATA / "isic2019_groundtruth.csv")))
+    answer = audit.examine(repaired, reference.read(str(DATA / "isic2019_groundtruth.csv")))
     assert answer["reference"]["known"] > 0
     assert audit.is_clean(answer), answer["summary"]
 

@@ -163,9 +163,9 @@ def test_the_rules_of_the_nine_class_set_are_survived_by_no_contradiction(broken
     assert (in_splits.groupby("group_id")["split"].nunique() == 1).all()
     # The changes live on in the file, and in the split that is made of it.
     schema.write(str(tmp_path / "catalog.parquet"), frame)
-    again = splitting.split(schema.read(str(tmp_path / "catalog.parquet")), validation=0.2, test=0.0, seed=0)
-    assert again["changes"].tolist() == frame["changes"].tolist()
-    assert again.loc[schema.dropped(again), "split"].isna().all()
+    repeated = splitting.split(schema.read(str(tmp_path / "catalog.parquet")), validation=0.2, test=0.0, seed=0)
+    assert repeated["changes"].tolist() == frame["changes"].tolist()
+    assert repeated.loc[schema.dropped(repeated), "split"].isna().all()
 
 
 @pytest.mark.parametrize(

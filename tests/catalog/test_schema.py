@@ -27,10 +27,10 @@ def uri(frame: pd.DataFrame, tmp_path: Path) -> str:
 
 def test_a_catalog_makes_the_round_trip(frame: pd.DataFrame, uri: str, bucket: str) -> None:
     assert pq.read_schema(uri).remove_metadata() == schema.SCHEMA
-    again = schema.read(uri)
-    assert again.to_dict("records") == frame.to_dict("records")
+    stored = schema.read(uri)
+    assert stored.to_dict("records") == frame.to_dict("records")
     remote = f"s3://{bucket}/a b/catalog.parquet"
-    assert schema.write(remote, again) == schema.fingerprint(frame)
+    assert schema.write(remote, stored) == schema.fingerprint(frame)
     assert schema.read(remote).to_dict("records") == frame.to_dict("records")
 
 

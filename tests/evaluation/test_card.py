@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from melanoma.evaluation.card import model_card
-from melanoma.evaluation.report import INTENDED_USE, NOT_INTENDED_USE
+from melanoma.evaluation.wording import INTENDED_USE, NOT_INTENDED_USE
 from melanoma.model.bundle import Bundle
 from melanoma.training.config import TrainConfig
 
@@ -18,7 +18,9 @@ def estimate(value: float | None, low: float | None = None, high: float | None =
 @pytest.fixture
 def manifest(bundle: Bundle) -> dict[str, Any]:
     """A manifest with all that a card can show, without its model version."""
-    manifest = copy.deepcopy({name: value for name, value in bundle.manifest.items() if name != "model_version"})
+    manifest = copy.deepcopy(
+        {name: value for name, value in bundle.manifest.to_json().items() if name != "model_version"}
+    )
     manifest["licence"] = "CC BY-NC-SA 4.0"
     manifest["test_time_flips"] = 4
     manifest["calibration"]["temperature"] = 1.234
@@ -62,10 +64,8 @@ def manifest(bundle: Bundle) -> dict[str, Any]:
             {
                 "column": "anatomic_site",
                 "groups": [
-                    {
-                        "value": "back",
-                        "n": 113,
-                        "n_melanoma": 13,
+                    {"value": "back", "n": 113, "n_melanoma": 13}
+                    | {
                         "sensitivity": estimate(0.921, 0.641, 0.997),
                         "specificity": estimate(0.633, 0.533, 0.733),
                         "melanoma_auc": estimate(0.877, 0.777, 0.957),
@@ -148,8 +148,8 @@ def test_the_configuration_of_the_card_trains_the_same_and_names_no_place(manife
     card = model_card(manifest)
     assert "/home/someone" not in card
     recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
-    again = TrainConfig.model_validate(recipe | {"catalog": config["catalog"], "out": config["out"]})
-    assert again == TrainConfig.model_validate(config)
+    reread = TrainConfig.model_validate(recipe | {"catalog": config["catalog"], "out": config["out"]})
+    assert reread == TrainConfig.model_validate(config)
 
 
 def test_figures_that_are_not_to_be_believed_are_marked(manifest: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -6,7 +7,8 @@ import pytest
 from scipy.stats import binom, binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from melanoma.evaluation.comparison import compare
+from melanoma.evaluation import comparison
+from melanoma.evaluation.metrics import to_json
 from melanoma.taxonomy import CODES
 
 
@@ -19,6 +21,11 @@ def table(p_melanoma: np.ndarray, melanoma: np.ndarray, threshold: float = 0.5, 
     frame["group_id"] = [f"lesion-{i // images}" for i in range(n)]
     frame["image_id"] = frame["uri"] = [f"image-{i}" for i in range(n)]
     return frame
+
+
+def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = 50) -> dict[str, dict[str, Any]]:
+    """What metrics.json says of two tables."""
+    return dict(to_json(comparison.compare(first, second, resamples=resamples)))
 
 
 def two_models(seed: int, n: int = 150, gain: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from melanoma.evaluation.intervals import bootstrap, effective_number, lower_bound, percentile_interval, proportion
+from melanoma.evaluation.intervals import (
+    Estimate,
+    bootstrap,
+    effective_number,
+    lower_bound,
+    percentile_interval,
+    proportion,
+)
 from melanoma.evaluation.roc import area_under_roc, roc
 
 
@@ -36,7 +43,7 @@ def least(sets: int, confidence: float = 0.95) -> float:
 def test_interval_of_a_clustered_share_holds_the_truth(groups: int, share: float) -> None:
     def holds(rng: np.random.Generator) -> bool:
         estimate = proportion(*hits_of_groups(rng, groups, share))
-        return bool((estimate["low"] or 0) <= share <= (estimate["high"] or 0))
+        return bool((estimate.low or 0) <= share <= (estimate.high or 0))
 
     # Exact intervals hold the truth rather more often than they say.
     assert least(400) <= covered(400, holds)
@@ -48,7 +55,7 @@ def test_clustered_images_taken_for_independent_hold_the_truth_too_seldom() -> N
     def holds(rng: np.random.Generator) -> bool:
         hits, group = hits_of_groups(rng, 150, 0.9)
         estimate = proportion(hits, np.arange(len(group)))
-        return bool((estimate["low"] or 0) <= 0.9 <= (estimate["high"] or 0))
+        return bool((estimate.low or 0) <= 0.9 <= (estimate.high or 0))
 
     assert covered(400, holds) < least(400)
 
@@ -68,7 +75,7 @@ def area_holds(rng: np.random.Generator, groups: int, resamples: int) -> bool:
 
     draws = bootstrap(area, group, seed=0, resamples=resamples)[:, 0]
     estimate = percentile_interval(float(area(np.ones(len(group)))[0]), draws, groups)
-    return bool((estimate["low"] or 0) <= truth <= (estimate["high"] or 1))
+    return bool((estimate.low or 0) <= truth <= (estimate.high or 1))
 
 
 def test_interval_of_the_area_under_the_curve_holds_the_truth() -> None:
@@ -104,13 +111,13 @@ def test_bootstrap_draws_whole_groups_alike_for_every_statistic() -> None:
     assert (draws[:, 1] == draws[:, 4]).all()
     assert (draws[:, [0, 1, 3]].sum(axis=1) == 3).all()
     assert draws.std(axis=0).min() > 0
-    again = bootstrap(lambda weight: weight[:1] * 2, group, seed=3, resamples=50)
-    assert (again[:, 0] == 2 * draws[:, 0]).all()
+    doubled = bootstrap(lambda weight: weight[:1] * 2, group, seed=3, resamples=50)
+    assert (doubled[:, 0] == 2 * draws[:, 0]).all()
 
 
 def test_interval_with_an_infinite_end_is_none() -> None:
     draws = np.append(np.linspace(1, 2, 90), [np.inf] * 10)
-    assert percentile_interval(1.5, draws, 10) == {"value": 1.5, "low": None, "high": None, "method": None}
+    assert percentile_interval(1.5, draws, 10) == Estimate(value=1.5, low=None, high=None, method=None)
     few = percentile_interval(1.5, np.append(np.linspace(1, 2, 999), np.inf), 10)
-    assert few["high"] == pytest.approx(2, abs=0.05)
-    assert percentile_interval(np.inf, draws, 10)["value"] is None
+    assert few.high == pytest.approx(2, abs=0.05)
+    assert percentile_interval(np.inf, draws, 10).value is None

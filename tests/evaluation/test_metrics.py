@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ ROC_FIGURES = {name for name in ESTIMATES if name.startswith(("melanoma_", "cali
 
 
 def predict(labels: Sequence[str], seed: int = 0, skill: float = 1.5, threshold: float = 0.2) -> pd.DataFrame:
-    """Predictions of a model that leans towards the right class; every image is its own group."""
+    """Predictions of a model that leans towards the right class; every image is a group of its own."""
     logits = np.random.default_rng(seed).normal(size=(len(labels), len(CODES)))
     for i, label in enumerate(labels):
         logits[i, [CODES.index(code) for code in codes_of(label)]] += skill
@@ -55,12 +56,17 @@ def predict(labels: Sequence[str], seed: int = 0, skill: float = 1.5, threshold:
     return frame
 
 
+def measured(frame: pd.DataFrame, **settings: Any) -> dict[str, Any]:
+    """What metrics.json says of a table."""
+    return compute_metrics(frame, **settings).to_json()
+
+
 def random_labels(n: int, among: Sequence[str] = CODES, seed: int = 0) -> list[str]:
     return [str(label) for label in np.random.default_rng(seed).choice(among, size=n)]
 
 
 NINE = predict(random_labels(300))
-NINE_METRICS = compute_metrics(NINE, resamples=200)
+NINE_METRICS = measured(NINE, resamples=200)
 IS_MELANOMA = (NINE["label"] == "MEL").to_numpy()
 SCORE = NINE["p_melanoma"].to_numpy(np.float64)
 
@@ -127,25 +133,25 @@ def test_operating_points() -> None:
 
 def test_levels_and_prevalences() -> None:
     frame = NINE.assign(alert_level=np.select([SCORE >= 0.5, SCORE >= 0.2], ["urgent", "review"], "none"))
-    metrics = compute_metrics(frame, resamples=20, prevalence=0.05)
+    metrics = measured(frame, resamples=20, prevalence=0.05)
     assert metrics["urgent"]["sensitivity"]["value"] == (SCORE[IS_MELANOMA] >= 0.5).mean()
     assert metrics["urgent"]["specificity"]["value"] == (SCORE[~IS_MELANOMA] < 0.5).mean()
-    own, *others = metrics["at_prevalence"]
-    assert own["prevalence"] == IS_MELANOMA.mean()
+    of_set, *others = metrics["at_prevalence"]
+    assert of_set["prevalence"] == IS_MELANOMA.mean()
     assert [row["prevalence"] for row in others] == [0.05, 0.02, 0.001]
     for level, threshold in (("review", 0.2), ("urgent", 0.5)):
         raised = threshold <= SCORE
-        assert own[level]["ppv"]["value"] == pytest.approx(IS_MELANOMA[raised].mean(), abs=1e-9)
-        assert own[level]["npv"]["value"] == pytest.approx((~IS_MELANOMA)[~raised].mean(), abs=1e-9)
-        assert own[level]["alerts_per_1000"]["value"] == pytest.approx(1000 * raised.mean(), abs=1e-9)
-    assert own["probability_at_threshold"] == pytest.approx(0.2)
+        assert of_set[level]["ppv"]["value"] == pytest.approx(IS_MELANOMA[raised].mean(), abs=1e-9)
+        assert of_set[level]["npv"]["value"] == pytest.approx((~IS_MELANOMA)[~raised].mean(), abs=1e-9)
+        assert of_set[level]["alerts_per_1000"]["value"] == pytest.approx(1000 * raised.mean(), abs=1e-9)
+    assert of_set["probability_at_threshold"] == pytest.approx(0.2)
     assert "urgent" not in NINE_METRICS["at_prevalence"][0]
     assert len(metrics["decision_curve"]["model"]) == 50
 
 
 def test_a_separated_set_has_no_calibration_slope() -> None:
     frame = NINE.assign(p_melanoma=np.where(IS_MELANOMA, 0.9, 0.1) + SCORE / 100)
-    metrics = compute_metrics(frame, resamples=20)
+    metrics = measured(frame, resamples=20)
     assert metrics["melanoma_auc"]["value"] == 1
     assert metrics["calibration_slope"] == {"value": None, "low": None, "high": None, "method": None}
     json.dumps(metrics, allow_nan=False)
@@ -157,11 +163,11 @@ def test_melanomas_among_the_first_of_their_patient() -> None:
     score = np.array([0.9, 0.8, 0.3, 0.4, 0.7, 0.7, 0.1, 0.9, 0.1, 0.2])
     found = top_of_patient(melanoma, score, patient, np.arange(10))
     # Of the first: a has one melanoma there and one not, b's is level with another image. c has one image only.
-    assert found["1"]["estimate"]["value"] == pytest.approx(1 / 3)
-    assert (found["1"]["n_melanoma"], found["1"]["n_patients"]) == (3, 2)
+    assert found["1"].estimate.value == pytest.approx(1 / 3)
+    assert (found["1"].n_melanoma, found["1"].n_patients) == (3, 2)
     # Of the first three: those of a, ranks 1 and 3.
-    assert found["3"]["estimate"]["value"] == 1
-    assert (found["3"]["n_melanoma"], found["3"]["n_patients"]) == (2, 1)
+    assert found["3"].estimate.value == 1
+    assert (found["3"].n_melanoma, found["3"].n_patients) == (2, 1)
     assert "15" not in found
     assert top_of_patient(melanoma, score, [None] * 10, np.arange(10)) == {}
 
@@ -183,10 +189,10 @@ def test_calibration_error_of_fifteen_bins() -> None:
 def test_proportion_of_single_images_is_clopper_pearson(hits: int, n: int) -> None:
     estimate = proportion(np.arange(n) < hits, np.arange(n))
     expected = binomtest(hits, n).proportion_ci(method="exact")
-    assert estimate["value"] == hits / n
-    assert estimate["low"] == pytest.approx(expected.low, abs=1e-9)
-    assert estimate["high"] == pytest.approx(expected.high, abs=1e-9)
-    assert estimate["method"] == "exact binomial"
+    assert estimate.value == hits / n
+    assert estimate.low == pytest.approx(expected.low, abs=1e-9)
+    assert estimate.high == pytest.approx(expected.high, abs=1e-9)
+    assert estimate.method == "exact binomial"
 
 
 def test_every_interval_holds_its_value_and_names_its_method() -> None:
@@ -205,8 +211,8 @@ def five_copies(frame: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize("threshold", [0.2, 0.0, 1.0])
 def test_copies_in_one_group_add_no_certainty(threshold: float) -> None:
     frame = NINE.assign(threshold=threshold)
-    single = compute_metrics(frame, resamples=200)
-    copied = compute_metrics(five_copies(frame), resamples=200)
+    single = measured(frame, resamples=200)
+    copied = measured(five_copies(frame), resamples=200)
     assert copied["n"] == 5 * single["n"]
     assert copied["n_groups"] == single["n_groups"]
     for before, after in [(single[name], copied[name]) for name in ESTIMATES] + [
@@ -219,8 +225,8 @@ def test_copies_in_one_group_add_no_certainty(threshold: float) -> None:
 
 def test_copies_taken_for_independent_would_narrow_every_interval() -> None:
     copies = five_copies(NINE)
-    grouped = compute_metrics(copies, resamples=200)
-    pretended = compute_metrics(copies.assign(group_id=copies["uri"]), resamples=200)
+    grouped = measured(copies, resamples=200)
+    pretended = measured(copies.assign(group_id=copies["uri"]), resamples=200)
     for name in set(ESTIMATES) - {"ece"}:
         width, pretended_width = (m[name]["high"] - m[name]["low"] for m in (grouped, pretended))
         assert pretended_width < 0.7 * width, name
@@ -230,32 +236,32 @@ def test_groups_that_disagree_within_themselves_cost_little() -> None:
     """Two photographs a lesion, right or wrong regardless of each other, are nearly two observations."""
     hits = np.random.default_rng(0).random(2000) < 0.8
     grouped, single = proportion(hits, np.arange(2000) // 2), proportion(hits, np.arange(2000))
-    widths = [(e["high"] or 0) - (e["low"] or 0) for e in (grouped, single)]
+    widths = [(e.high or 0) - (e.low or 0) for e in (grouped, single)]
     assert widths[0] == pytest.approx(widths[1], rel=0.1)
-    assert grouped["method"] == "exact binomial over groups"
+    assert grouped.method == "exact binomial over groups"
 
 
 @pytest.mark.parametrize("hits", [[True] * 6, [False] * 6, [True, False] * 3])
 def test_one_group_counts_as_one_image(hits: list[bool]) -> None:
     estimate = proportion(np.array(hits), np.zeros(6, int))
-    assert estimate["value"] == np.mean(hits)
-    assert estimate["low"] is not None
-    assert estimate["high"] is not None
-    assert estimate["high"] - estimate["low"] > 0.9
+    assert estimate.value == np.mean(hits)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert estimate.high - estimate.low > 0.9
 
 
 def test_groups_that_balance_themselves_are_no_more_than_their_images() -> None:
     hits = np.array([True, False] * 50)
     hits[:2] = True
     grouped, single = proportion(hits, np.arange(100) // 2), proportion(hits, np.arange(100))
-    assert (grouped["low"], grouped["high"]) == (single["low"], single["high"])
+    assert (grouped.low, grouped.high) == (single.low, single.high)
 
 
 def test_few_groups_are_worth_less_than_as_many_images() -> None:
     hits = np.arange(10) < 5
     copies, single = proportion(np.repeat(hits, 5), np.repeat(np.arange(10), 5)), proportion(hits, np.arange(10))
-    assert (copies["low"] or 0) < (single["low"] or 0) - 0.01
-    assert (copies["high"] or 0) > (single["high"] or 0) + 0.01
+    assert (copies.low or 0) < (single.low or 0) - 0.01
+    assert (copies.high or 0) > (single.high or 0) + 0.01
 
 
 def test_interval_of_a_small_calibration_error_holds_it() -> None:
@@ -264,7 +270,7 @@ def test_interval_of_a_small_calibration_error_holds_it() -> None:
     frame = predict(np.where(np.arange(200) % 10 < tenths, "MEL", "NV").tolist())
     for code in CODES:
         frame[f"p_{code}"] = {"MEL": tenths / 10, "NV": 1 - tenths / 10}.get(code, 0.0)
-    ece = compute_metrics(frame, resamples=100)["ece"]
+    ece = measured(frame, resamples=100)["ece"]
     assert ece["value"] == pytest.approx(0, abs=1e-9)
     assert ece["low"] == ece["value"]
     assert ece["high"] > 0.03
@@ -277,7 +283,7 @@ def test_bootstrap_interval_is_that_of_resampling_the_table() -> None:
     for _ in range(400):
         drawn = (3 * rng.integers(100, size=100)[:, None] + np.arange(3)).ravel()
         areas.append(roc_auc_score(IS_MELANOMA[drawn], SCORE[drawn]))
-    estimate = compute_metrics(frame)["melanoma_auc"]
+    estimate = measured(frame)["melanoma_auc"]
     assert [estimate["low"], estimate["high"]] == pytest.approx(np.percentile(areas, [2.5, 97.5]), abs=0.02)
 
 
@@ -286,10 +292,10 @@ def test_result_depends_on_the_seed_and_on_neither_row_order_nor_storage() -> No
         return json.loads(json.dumps(metrics), parse_float=lambda x: round(float(x), 9))
 
     frame = NINE.assign(group_id=[f"lesion-{i // 2}" for i in range(len(NINE))], p_melanoma=SCORE.round(1))
-    metrics = compute_metrics(frame, resamples=50)
-    assert plain(compute_metrics(frame.sample(frac=1, random_state=1), resamples=50)) == plain(metrics)
-    assert plain(compute_metrics(frame.convert_dtypes(dtype_backend="pyarrow"), resamples=50)) == plain(metrics)
-    assert compute_metrics(frame, seed=1, resamples=50)["brier"]["low"] != metrics["brier"]["low"]
+    metrics = measured(frame, resamples=50)
+    assert plain(measured(frame.sample(frac=1, random_state=1), resamples=50)) == plain(metrics)
+    assert plain(measured(frame.convert_dtypes(dtype_backend="pyarrow"), resamples=50)) == plain(metrics)
+    assert measured(frame, seed=1, resamples=50)["brier"]["low"] != metrics["brier"]["low"]
 
 
 def test_merged_labels_merge_probabilities_and_classes() -> None:
@@ -299,7 +305,7 @@ def test_merged_labels_merge_probabilities_and_classes() -> None:
     frame.loc[0, "label"] = "AK|SCC"
     for code in CODES:
         frame.loc[0, f"p_{code}"] = {"AK": 0.3, "SCC": 0.3, "MEL": 0.4}.get(code, 0.0)
-    metrics = compute_metrics(frame, resamples=50)
+    metrics = measured(frame, resamples=50)
     assert metrics["classes"] == ["AK|SCC", "BCC", "DF", "MEL", "NV", "BKL|SK", "VASC"]
     assert list(metrics["recall"]) == metrics["classes"]
     merged = np.stack([sum(frame[f"p_{code}"] for code in codes_of(c)) for c in metrics["classes"]], axis=1)
@@ -311,14 +317,14 @@ def test_merged_labels_merge_probabilities_and_classes() -> None:
 
 
 def test_a_label_within_a_merged_one_counts_for_it() -> None:
-    metrics = compute_metrics(predict(["AK", "AK|SCC", "SCC", "NV"]), resamples=10)
+    metrics = measured(predict(["AK", "AK|SCC", "SCC", "NV"]), resamples=10)
     assert metrics["class_counts"]["AK|SCC"] == 3
 
 
 def test_a_class_without_images_can_be_a_wrong_answer_but_has_no_recall() -> None:
     frame = predict(random_labels(60, ["MEL", "NV"]))
     frame.loc[0, [f"p_{code}" for code in CODES]] = [0, 0, 0, 0, 0, 0, 0, 0, 1.0]
-    metrics = compute_metrics(frame, resamples=50)
+    metrics = measured(frame, resamples=50)
     row = metrics["classes"].index(frame["label"][0])
     assert metrics["confusion"][row][CODES.index("VASC")] >= 1
     assert metrics["recall"]["VASC"] == {"value": None, "low": None, "high": None, "method": None}
@@ -335,7 +341,7 @@ def test_a_class_without_images_can_be_a_wrong_answer_but_has_no_recall() -> Non
     ],
 )
 def test_what_is_undefined_is_null(labels: list[str], undefined: set[str]) -> None:
-    metrics = compute_metrics(predict(labels), resamples=50)
+    metrics = measured(predict(labels), resamples=50)
     assert {name for name in ESTIMATES if metrics[name]["value"] is None} == undefined
     for name in undefined:
         assert metrics[name] == {"value": None, "low": None, "high": None, "method": None}
@@ -343,7 +349,7 @@ def test_what_is_undefined_is_null(labels: list[str], undefined: set[str]) -> No
 
 
 def test_one_melanoma_gives_a_roc_curve_but_no_interval() -> None:
-    auc = compute_metrics(predict(["MEL", *["NV"] * 20]), resamples=50)["melanoma_auc"]
+    auc = measured(predict(["MEL", *["NV"] * 20]), resamples=50)["melanoma_auc"]
     assert auc["value"] is not None
     assert (auc["low"], auc["high"], auc["method"]) == (None, None, None)
 
@@ -359,7 +365,7 @@ def test_one_melanoma_gives_a_roc_curve_but_no_interval() -> None:
 )
 def test_a_table_that_cannot_be_evaluated_is_refused_in_words(broken: pd.DataFrame, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compute_metrics(broken)
+        measured(broken)
 
 
 # --- thresholds ------------------------------------------------------------------------------------------------------

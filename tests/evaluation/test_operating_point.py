@@ -14,22 +14,22 @@ def scores(n_melanoma: int, n_other: int, seed: int = 0) -> tuple[np.ndarray, np
 def test_observed_is_the_threshold_as_always_with_its_figures() -> None:
     melanoma, score = scores(40, 100)
     point = operating_point(melanoma, score, np.arange(140), 0.9, "observed")
-    assert point["threshold"] == choose_threshold(melanoma, score, 0.9)
-    raised = score >= point["threshold"]
-    assert point["sensitivity"]["value"] == raised[melanoma].mean() == 0.9
-    assert point["specificity"]["value"] == (~raised[~melanoma]).mean()
-    assert point["sensitivity_lower_bound"] < 0.9
-    assert (point["n"], point["n_melanoma"], point["bound"]) == (140, 40, "observed")
+    assert point.threshold == choose_threshold(melanoma, score, 0.9)
+    raised = score >= point.threshold
+    assert point.sensitivity.value == raised[melanoma].mean() == 0.9
+    assert point.specificity.value == (~raised[~melanoma]).mean()
+    assert point.sensitivity_lower_bound < 0.9
+    assert (point.n, point.n_melanoma, point.bound) == (140, 40, "observed")
 
 
 def test_lower_is_the_highest_threshold_whose_bound_reaches_the_stated_sensitivity() -> None:
     melanoma, score = scores(80, 100)
     point = operating_point(melanoma, score, np.arange(180), 0.9, "lower")
-    assert point["sensitivity_lower_bound"] >= 0.9
-    hits = int((score[melanoma] >= point["threshold"]).sum())
+    assert point.sensitivity_lower_bound >= 0.9
+    hits = int((score[melanoma] >= point.threshold).sum())
     # So many hits of 80 suffice, by the binomial distribution, and one less would not.
     assert binom.sf(hits - 1, 80, 0.9) <= 0.05 < binom.sf(hits - 2, 80, 0.9)
-    assert point["threshold"] < choose_threshold(melanoma, score, 0.9)
+    assert point.threshold < choose_threshold(melanoma, score, 0.9)
 
 
 @pytest.mark.parametrize(("n", "enough"), [(58, False), (59, True)])
@@ -37,8 +37,8 @@ def test_ninety_five_percent_takes_59_melanomas(n: int, enough: bool) -> None:
     melanoma, score = scores(n, 50)
     if enough:
         point = operating_point(melanoma, score, np.arange(n + 50), 0.95, "lower")
-        assert point["sensitivity"]["value"] == 1
-        assert point["sensitivity_lower_bound"] >= 0.95
+        assert point.sensitivity.value == 1
+        assert point.sensitivity_lower_bound >= 0.95
     else:
         with pytest.raises(ValueError, match=r"58 melanomas of 58 groups.*95%.*it takes 59 melanomas"):
             operating_point(melanoma, score, np.arange(n + 50), 0.95, "lower")
@@ -70,7 +70,7 @@ def test_the_lower_bound_keeps_its_word_on_new_images_and_the_observed_share_doe
         melanoma, score = scores(60, 10, seed)
         for bound in kept:
             point = operating_point(melanoma, score, np.arange(70), 0.9, bound)
-            kept[bound] += norm.sf(norm.ppf(point["threshold"]) - 0.7) >= 0.9
+            kept[bound] += norm.sf(norm.ppf(point.threshold) - 0.7) >= 0.9
     assert kept["lower"] >= binom.ppf(0.001, 200, 0.95)
     assert kept["observed"] < 160
 
@@ -79,5 +79,5 @@ def test_a_threshold_is_chosen_alike_for_scores_with_ties() -> None:
     melanoma = np.arange(120) < 60
     score = np.where(melanoma, 0.5, 0.25)
     point = operating_point(melanoma, score, np.arange(120), 0.95, "lower")
-    assert point["threshold"] == 0.375
-    assert point["specificity"]["value"] == 1
+    assert point.threshold == 0.375
+    assert point.specificity.value == 1

@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from melanoma.evaluation.stability import CHANGES, draw, stability
+from melanoma.evaluation import stability as stabilities
+from melanoma.evaluation.metrics import to_json
+from melanoma.evaluation.stability import CHANGES, draw
 from melanoma.model import bundle as bundles
 from melanoma.model.bundle import Bundle
+from melanoma.model.manifest import Calibration, Manifest
 from melanoma.model.predictor import Predictor
 from melanoma.taxonomy import CODES
 
@@ -20,9 +23,8 @@ def predictor_of(layers: list[Any]) -> Predictor:
     """A bundle of a network made of these layers, which are given values of 0 to 1."""
     scaled = [keras.Input((SIZE, SIZE, 3), dtype="uint8"), keras.layers.Rescaling(1 / 255), *layers]
     network = keras.Sequential(scaled)
-    files = {"model.keras": bundles.model_bytes(network), "training_images.parquet": b""}
-    manifest = bundles.seal({"input_size": SIZE, "calibration": {"temperature": 1.0}}, files)
-    return Predictor(Bundle(manifest, files["model.keras"], b""))
+    manifest = Manifest.model_construct(model_version="", input_size=SIZE, calibration=Calibration(temperature=1.0))
+    return Predictor(Bundle(manifest, bundles.model_bytes(network), b""))
 
 
 def dense(weights: np.ndarray, bias: np.ndarray | float = 0.0) -> keras.layers.Layer:
@@ -53,6 +55,11 @@ def table(predictor: Predictor, pixels: np.ndarray, threshold: float, melanoma: 
     frame["label"] = np.where(melanoma, "MEL", "NV")
     frame["group_id"] = frame["image_id"] = frame["uri"] = [f"image-{i}" for i in range(len(pixels))]
     return frame
+
+
+def stability(predictor: Predictor, frame: pd.DataFrame, pixels: np.ndarray, resamples: int) -> dict[str, Any]:
+    """What metrics.json says of these images."""
+    return dict(to_json(stabilities.stability(predictor, frame, pixels, resamples=resamples)))
 
 
 def by_kind(found: dict[str, Any]) -> dict[str, Any]:

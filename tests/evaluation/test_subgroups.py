@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from melanoma.evaluation.intervals import proportion
-from melanoma.evaluation.subgroups import binned, counts, subgroups
+from melanoma.evaluation.metrics import to_json
+from melanoma.evaluation.subgroups import GroupCount, binned, counts, subgroups
 from melanoma.taxonomy import CODES
 
 
@@ -28,30 +29,31 @@ def test_figures_of_a_group_are_those_of_its_images_alone() -> None:
     frame = table()
     sex = np.array(["male", "female", "male", None], dtype=object)[np.arange(200) // 10 % 4]
     found = subgroups(frame, "sex", sex.tolist(), resamples=100)
-    assert found["column"] == "sex"
-    assert [group["value"] for group in found["groups"]] == ["female", "male", "unknown"]
-    assert sum(group["n"] for group in found["groups"]) == 200
-    for group in found["groups"]:
-        part = frame[[str(value or "unknown") == group["value"] for value in sex]]
+    assert found.column == "sex"
+    assert [group.value for group in found.groups] == ["female", "male", "unknown"]
+    assert sum(group.n for group in found.groups) == 200
+    for group in found.groups:
+        part = frame[[str(value or "unknown") == group.value for value in sex]]
         melanoma, raised = part["label"] == "MEL", part["p_melanoma"] >= 0.3
-        assert (group["n"], group["n_melanoma"]) == (len(part), melanoma.sum())
-        assert group["n_groups"] == part["group_id"].nunique()
+        assert (group.n, group.n_melanoma) == (len(part), melanoma.sum())
+        assert group.n_groups == part["group_id"].nunique()
         of_melanoma = part["group_id"][melanoma].to_numpy()
-        assert group["sensitivity"] == proportion(raised[melanoma].to_numpy(), of_melanoma)
-        assert group["specificity"]["value"] == (~raised[~melanoma]).mean()
-        assert group["melanoma_auc"]["value"] == pytest.approx(roc_auc_score(melanoma, part["p_melanoma"]), abs=1e-9)
-        assert group["melanoma_auc"]["low"] < group["melanoma_auc"]["value"] < group["melanoma_auc"]["high"]
-        assert group["mean_p_melanoma"] == pytest.approx(part["p_melanoma"].mean(), abs=1e-12)
-        assert group["share_of_melanoma"]["value"] == melanoma.mean()
-    json.dumps(found, allow_nan=False)
+        assert group.sensitivity == proportion(raised[melanoma].to_numpy(), of_melanoma)
+        assert group.specificity.value == (~raised[~melanoma]).mean()
+        assert group.melanoma_auc.value == pytest.approx(roc_auc_score(melanoma, part["p_melanoma"]), abs=1e-9)
+        auc = group.melanoma_auc
+        assert (auc.low or 1) < (auc.value or 0) < (auc.high or 0)
+        assert group.mean_p_melanoma == pytest.approx(part["p_melanoma"].mean(), abs=1e-12)
+        assert group.share_of_melanoma.value == melanoma.mean()
+    json.dumps(to_json(found), allow_nan=False)
 
 
 def test_a_group_without_melanoma_has_no_sensitivity_but_is_not_dropped() -> None:
     frame = table(40)
     values = np.where(frame["label"] == "MEL", "back", "hand").tolist()
-    back, hand = subgroups(frame, "anatomic_site", values, resamples=10)["groups"]
-    assert (back["specificity"]["value"], hand["sensitivity"]["value"]) == (None, None)
-    assert (back["melanoma_auc"]["value"], hand["melanoma_auc"]["value"]) == (None, None)
+    back, hand = subgroups(frame, "anatomic_site", values, resamples=10).groups
+    assert (back.specificity.value, hand.sensitivity.value) == (None, None)
+    assert (back.melanoma_auc.value, hand.melanoma_auc.value) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +92,10 @@ def test_quarters_of_a_number_that_is_mostly_one_value_are_fewer() -> None:
 
 def test_counts() -> None:
     found = counts(table(12), "source", ["a"] * 4 + ["b"] * 7 + [None])
-    assert found["groups"] == [
-        {"value": "a", "n": 4, "n_melanoma": 2, "n_groups": 2},
-        {"value": "b", "n": 7, "n_melanoma": 2, "n_groups": 4},
-        {"value": "unknown", "n": 1, "n_melanoma": 0, "n_groups": 1},
+    assert found.groups == [
+        GroupCount("a", n=4, n_melanoma=2, n_groups=2),
+        GroupCount("b", n=7, n_melanoma=2, n_groups=4),
+        GroupCount("unknown", n=1, n_melanoma=0, n_groups=1),
     ]
 
 

@@ -523,8 +523,8 @@ def test_a_preview_inside_a_tiff_is_not_a_page() -> None:
 def test_errors_can_be_pickled(kind: str) -> None:
     data = b"" if kind == "empty" else encoded(quadrants(), "PNG")[:-50]
     error = rejected(data)
-    again = pickle.loads(pickle.dumps(error))
-    assert (again.kind, again.reason, str(again)) == (kind, error.reason, error.reason)
+    unpickled = pickle.loads(pickle.dumps(error))
+    assert (unpickled.kind, unpickled.reason, str(unpickled)) == (kind, error.reason, error.reason)
 
 
 def test_limits() -> None:

@@ -313,9 +313,9 @@ def test_every_frame_is_decoded(syntax: uid.UID) -> None:
     else:
         data = file(np.stack(both), syntax, frames=2)
     found = [decoded.pixels for decoded in decode_frames(data, 24)]
-    for own, each in zip(found, both, strict=True):
+    for frame, each in zip(found, both, strict=True):
         alone = decode_frames(file(each), 24)[0].pixels
-        assert np.abs(own.astype(int) - alone).mean() < (2 if syntax == uid.JPEGBaseline8Bit else 1e-9)
+        assert np.abs(frame.astype(int) - alone).mean() < (2 if syntax == uid.JPEGBaseline8Bit else 1e-9)
     assert not (found[0] == found[1]).all()
     for number in (1, 2):
         shown = np.asarray(decode_image(data, frame=number))
@@ -365,7 +365,7 @@ def hostile() -> dict[str, bytes]:
     small = file(picture(), uid.JPEG2000Lossless)
     hidden = in_a_jp2_box(codestream.getvalue())
     runs = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x80" * 1_000_000
-    again = struct.pack("<16I", 15, *[64] * 15) + bytes([0, 1] * 500)
+    overlapping = struct.pack("<16I", 15, *[64] * 15) + bytes([0, 1] * 500)
     empty_items = b"\xfe\xff\x00\xe0" + bytes(4)
     deflated = changed(file(picture()))
     deflated = deflated.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
@@ -375,7 +375,7 @@ def hostile() -> dict[str, bytes]:
         ),
         "a cut main header": small[: small.index(b"\xff\x4f\xff\x51") + 60],
         "runs of nothing": file(picture(), uid.RLELossless, frame_data=[runs]),
-        "runs over and over": file(picture(), uid.RLELossless, frame_data=[again]),
+        "runs over and over": file(picture(), uid.RLELossless, frame_data=[overlapping]),
         "empty items": with_elements(file(picture()), element(0x0040, 0x0555, b"SQ", empty_items * 300_000)),
         "elements in an item": with_elements(
             file(picture()),
@@ -508,11 +508,11 @@ def test_real_files_look_as_a_reference_decoder_sees_them() -> None:
     files = sorted(Path(folder).glob("dicom/*.dcm"))
     assert files
     for path in files[::3]:
-        own = decode(path.read_bytes(), 128)
+        read = decode(path.read_bytes(), 128)
         made = pydicom.dcmread(path)
         made.PhotometricInterpretation = str(made.PhotometricInterpretation).strip('"')
         reference = Image.fromarray(pydicom.pixels.pixel_array(made))
-        assert (own.width, own.height) == reference.size
+        assert (read.width, read.height) == reference.size
         small = np.asarray(reference.resize((128, 128), Image.Resampling.BILINEAR), int)
-        assert np.abs(own.pixels - small).mean() < 2, path.name
-        assert own.header.patient_id == str(made.PatientID).strip('"')
+        assert np.abs(read.pixels - small).mean() < 2, path.name
+        assert read.header.patient_id == str(made.PatientID).strip('"')

@@ -1,4 +1,4 @@
-"""Nights on which everything goes wrong: processes die, the store stutters and is away. Nothing may be missing."""
+"""Scoring runs that everything disturbs: processes die, the store stutters and is away. Nothing may be missing."""
 
 import os
 import random
@@ -17,10 +17,8 @@ from melanoma.demo.local_s3 import LocalS3
 from tests.support.faulty_proxy import at_random, faulty_proxy
 
 IMAGES = 400
-FAULTS = 30  # of requests, to be survived in all
-DISTURBED = 10  # runs that were killed in part or in whole, or cut off from the store
-
-
+FAULTS = 30  # at least as many faults of requests and processes have to be survived
+DISTURBED = 10  # at least as many runs have to be killed in part or in whole, or cut off from the store
 _DISTURBANCES = ("driver", "everything", "worker", "process", "store")
 
 
@@ -45,25 +43,25 @@ def test_no_image_is_lost_or_doubled_whatever_dies(
     settings = tmp_path / "score.yaml"
     settings.write_text("shard_size: 10\nworkers: 2\n")
 
-    def night(out: str) -> list[str]:
+    def command(out: str) -> list[str]:
         words = [program, "score", f"s3://{bucket}/archive", "--out", out, "--bundle", str(bundle_path)]
         return [*words, "--config", str(settings), "--run-date", "2026-11-20"]
 
     calm = f"s3://{bucket}/calm"
-    subprocess.run(night(calm), env=program_environment, check=True, capture_output=True)
+    subprocess.run(command(calm), env=program_environment, check=True, capture_output=True)
     expected = _results(calm)
     survived = Counter[str]()
     seed = 0
     while survived.total() < FAULTS or sum(survived[fault] for fault in _DISTURBANCES) < DISTURBED:
         out = f"s3://{bucket}/stormy-{seed}"
-        survived += _storm(seed, night(out), s3, program_environment, descendants)
+        survived += _storm(seed, command(out), s3, program_environment, descendants)
         found = _results(out)
         for kind in ("scores", "rejects"):
             assert Counter(found[kind]["image_uri"]) == Counter(expected[kind]["image_uri"])
         columns = ["rank", "image_uri", "alert_level", "p_melanoma"]
         pd.testing.assert_frame_equal(found["alerts"][columns], expected["alerts"][columns], atol=1e-5)
         seed += 1
-    print(f"{seed} nights, survived: {dict(survived)}")
+    print(f"{seed} runs, survived: {dict(survived)}")
     assert len(survived) >= 6
 
 
@@ -80,17 +78,22 @@ def _storm(
     environment: dict[str, str],
     descendants: Callable[[int], dict[int, str]],
 ) -> Counter[str]:
-    """Run the command again and again until it succeeds, and disturb it meanwhile; returns what it survived."""
+    """Repeat the command until it succeeds, and disturb it meanwhile; returns how often it survived what."""
     generator = random.Random(seed)
     done = Counter[str]()
     left: set[int] = set()  # what a dead driver leaves behind lives on beside the next
     with faulty_proxy(s3.endpoint, at_random(seed, share=0.03)) as proxy:
         for attempt in range(30):
-            own = {**environment, "AWS_ENDPOINT_URL": proxy.url}
+            through_proxy = {**environment, "AWS_ENDPOINT_URL": proxy.url}
             with subprocess.Popen(
-                words, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+                words,
+                env=through_proxy,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             ) as process:
-                # Later attempts are left alone for longer, so that the night ends.
+                # Later attempts are left alone for longer, so that the run ends.
                 disturbed = time.monotonic() + generator.uniform(8, 14 + 4 * attempt)
                 while process.poll() is None and time.monotonic() < disturbed:
                     time.sleep(0.05)
@@ -108,7 +111,7 @@ def _storm(
                 done.update({fault: count for fault, count in proxy.faults.items() if fault})
                 return done
             assert process.returncode in (3, -signal.SIGKILL), said
-    raise AssertionError(f"the night of seed {seed} did not end: {said}")
+    raise AssertionError(f"the run of seed {seed} did not end: {said}")
 
 
 def _disturb(

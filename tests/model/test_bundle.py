@@ -15,6 +15,7 @@ from melanoma.errors import InputError
 from melanoma.imaging.decode import PREPROCESSING
 from melanoma.model import bundle as bundles
 from melanoma.model.bundle import Bundle
+from melanoma.model.manifest import Draft
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def rewrite(folder: Path, **changes: Any) -> str:
 
 def test_a_bundle_says_what_it_is(bundle: Bundle, bundle_path: Path) -> None:
     manifest = json.loads((bundle_path / "bundle.json").read_bytes())
-    assert manifest == bundle.manifest
+    assert manifest == bundle.manifest.to_json()
     assert manifest["schema"] == 1
     assert manifest["preprocessing"] == PREPROCESSING
     assert manifest["classes"] == list(taxonomy.CODES)
@@ -59,7 +60,7 @@ def test_a_bundle_says_what_it_is(bundle: Bundle, bundle_path: Path) -> None:
         assert hashlib.sha256((bundle_path / name).read_bytes()).hexdigest() == digest
     assert bundle.version == manifest["model_version"]
     assert bundle.input_size == 32
-    assert 0 < bundle.thresholds["review"] < bundle.thresholds["urgent"] < 1
+    assert 0 < bundle.thresholds.review < bundle.thresholds.urgent < 1
     assert bundle.model == (bundle_path / "model.keras").read_bytes()
 
 
@@ -70,22 +71,27 @@ def test_the_version_is_that_of_the_contents_and_not_of_the_place(bundle: Bundle
 
 
 def test_the_version_changes_with_anything(bundle: Bundle) -> None:
-    manifest = {"input_size": 32, "thresholds": {"review": 0.25, "urgent": 0.5}, "metrics": {"n": 3}}
+    tree = bundle.manifest.draft().to_json()
     files = {"model.keras": b"model", "training_images.parquet": b"images"}
+
+    def version(files: dict[str, bytes] = files, **changes: Any) -> str:
+        return bundles.seal(Draft.model_validate(tree | changes), files).version
+
     sealed = [
-        bundles.seal(manifest, files),
-        bundles.seal({**manifest, "input_size": 33}, files),
-        bundles.seal({**manifest, "thresholds": {"review": np.nextafter(0.25, 1), "urgent": 0.5}}, files),
-        bundles.seal({**manifest, "metrics": {"n": 4}}, files),
-        bundles.seal({**manifest, "more": None}, files),
-        bundles.seal(manifest, {**files, "model.keras": b"modeL"}),
-        bundles.seal(manifest, {**files, "training_images.parquet": b""}),
-        bundles.seal(manifest, {**files, "evaluation/metrics.json": b"{}"}),
+        version(),
+        version(input_size=33),
+        version(thresholds={"review": 0.25, "urgent": 0.5}),
+        version(thresholds={"review": np.nextafter(0.25, 1), "urgent": 0.5}),
+        version(metrics={"n": 4}),
+        version(more=None),
+        version({**files, "model.keras": b"modeL"}),
+        version({**files, "training_images.parquet": b""}),
+        version({**files, "evaluation/metrics.json": b"{}"}),
     ]
-    assert len({manifest["model_version"] for manifest in sealed}) == len(sealed)
+    assert len(set(sealed)) == len(sealed)
     # The order in which things are named is no content.
-    reordered = bundles.seal(dict(reversed(manifest.items())), dict(reversed(files.items())))
-    assert reordered["model_version"] == sealed[0]["model_version"]
+    reordered = Draft.model_validate(dict(reversed(tree.items())))
+    assert bundles.seal(reordered, dict(reversed(files.items()))).version == sealed[0]
 
 
 def test_every_changed_byte_is_noticed(copy: Path) -> None:
@@ -163,10 +169,9 @@ def test_a_sealed_manifest_must_name_the_model(copy: Path) -> None:
 
 
 def test_a_bundle_travels_through_object_storage(bundle: Bundle, bundle_path: Path, bucket: str) -> None:
-    files = {name: (bundle_path / name).read_bytes() for name in bundle.manifest["files"]}
-    manifest = {key: value for key, value in bundle.manifest.items() if key not in ("model_version", "files")}
+    files = {name: (bundle_path / name).read_bytes() for name in bundle.manifest.files}
     uri = f"s3://{bucket}/models/a b#1"
-    assert bundles.write(uri, manifest, files) == bundle
+    assert bundles.write(uri, bundle.manifest.draft(), files) == bundle
     assert bundles.load(f"{uri}/") == bundle
     storage.write_bytes(f"{uri}/evaluation/metrics.json", b"[]")
     assert "evaluation/metrics.json was changed" in refusal(uri)
@@ -178,7 +183,9 @@ def test_half_a_bundle_is_none(bundle: Bundle, bundle_path: Path, tmp_path: Path
     """The manifest is written last: a writer that dies leaves something that is not read."""
     (tmp_path / "b" / "training_images.parquet").mkdir(parents=True)  # where a file should go
     with pytest.raises(IsADirectoryError):
-        bundles.write(str(tmp_path / "b"), {}, {"model.keras": b"", "training_images.parquet": b""})
+        bundles.write(
+            str(tmp_path / "b"), bundle.manifest.draft(), {"model.keras": b"", "training_images.parquet": b""}
+        )
     assert (tmp_path / "b" / "model.keras").exists()
     assert "is not a bundle" in refusal(tmp_path / "b")
 
@@ -188,8 +195,8 @@ def test_half_a_bundle_is_none(bundle: Bundle, bundle_path: Path, tmp_path: Path
 
 def test_a_model_makes_the_round_trip(bundle: Bundle) -> None:
     model = bundles.load_model(bundle.model)
-    again = bundles.load_model(bundles.model_bytes(model))
-    for before, after in zip(model.get_weights(), again.get_weights(), strict=True):
+    reloaded = bundles.load_model(bundles.model_bytes(model))
+    for before, after in zip(model.get_weights(), reloaded.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
 
 

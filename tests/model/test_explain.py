@@ -21,7 +21,7 @@ SKIN = (224, 186, 165)
 
 
 def with_model(bundle: Bundle, model: Any) -> Bundle:
-    manifest = bundle.manifest | {"input_size": model.inputs[0].shape[1]}
+    manifest = bundle.manifest.model_copy(update={"input_size": model.inputs[0].shape[1]})
     return dataclasses.replace(bundle, manifest=manifest, model=bundles.model_bytes(model))
 
 
@@ -81,13 +81,13 @@ def dark_seer(kind: str) -> Any:
         # One of the two sees nothing but the upper half.
         members = []
         for upper_half in (False, True):
-            own = keras.Input((SIZE, SIZE, 3), dtype="uint8", name="image")
-            x = layers(own)
+            image = keras.Input((SIZE, SIZE, 3), dtype="uint8", name="image")
+            x = layers(image)
             if upper_half:
                 x = keras.layers.ZeroPadding2D(((0, SIZE // 4), (0, 0)))(
                     keras.layers.Cropping2D(((0, SIZE // 4), (0, 0)))(x)
                 )
-            members.append(keras.Model(own, pooled(x)))
+            members.append(keras.Model(image, pooled(x)))
         return networks.ensemble(members, SIZE)
     return keras.Model(inputs, pooled(layers(inputs)))
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from melanoma.demo.synthetic import draw_lesion
+from melanoma.demo.lesions import draw_lesion
 from melanoma.imaging.decode import decode
 from melanoma.model import outliers
+from melanoma.model.outliers import OutlierModel
 from melanoma.taxonomy import CODES
 
 SIZE = 64
@@ -23,12 +24,12 @@ def known() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def model(known: np.ndarray) -> dict[str, object]:
+def model(known: np.ndarray) -> OutlierModel:
     return outliers.fit(known[:225], known[225:350])
 
 
 def test_all_but_about_one_percent_of_the_validation_images_stay_below_1(
-    known: np.ndarray, model: dict[str, object]
+    known: np.ndarray, model: OutlierModel
 ) -> None:
     scores = outliers.scores(known[225:350], model)
     assert scores.dtype == np.float32
@@ -37,22 +38,22 @@ def test_all_but_about_one_percent_of_the_validation_images_stay_below_1(
     assert scores.min() >= 0
 
 
-def test_other_lesions_are_accepted(known: np.ndarray, model: dict[str, object]) -> None:
+def test_other_lesions_are_accepted(known: np.ndarray, model: OutlierModel) -> None:
     assert (outliers.scores(known[350:], model) > 1).mean() <= 0.08
 
 
-def test_turned_and_mirrored_lesions_score_the_same(known: np.ndarray, model: dict[str, object]) -> None:
+def test_turned_and_mirrored_lesions_score_the_same(known: np.ndarray, model: OutlierModel) -> None:
     scores = outliers.scores(known[350:], model)
     for changed in (known[350:, ::-1], known[350:, :, ::-1], known[350:].transpose(0, 2, 1, 3)):
         np.testing.assert_allclose(outliers.scores(changed, model), scores, rtol=1e-3, atol=1e-3)
 
 
-def test_the_model_travels_as_json(known: np.ndarray, model: dict[str, object]) -> None:
-    again = json.loads(json.dumps(model, allow_nan=False))
-    np.testing.assert_array_equal(outliers.scores(known, again), outliers.scores(known, model))
+def test_the_model_travels_as_json(known: np.ndarray, model: OutlierModel) -> None:
+    reread = OutlierModel.model_validate(json.loads(json.dumps(model.model_dump(mode="json"), allow_nan=False)))
+    np.testing.assert_array_equal(outliers.scores(known, reread), outliers.scores(known, model))
 
 
-def test_what_is_no_lesion_lies_outside(model: dict[str, object]) -> None:
+def test_what_is_no_lesion_lies_outside(model: OutlierModel) -> None:
     generator = np.random.default_rng(0)
     checks = np.indices((SIZE, SIZE)).sum(axis=0).astype(np.uint8)[..., None] % 2 * np.full(3, 255, dtype=np.uint8)
     strange = np.stack(
@@ -69,22 +70,20 @@ def test_what_is_no_lesion_lies_outside(model: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("order", outliers.CHANNEL_ORDERS)
 def test_other_orders_of_the_channels_are_found(
-    known: np.ndarray, model: dict[str, object], order: tuple[int, int, int]
+    known: np.ndarray, model: OutlierModel, order: tuple[int, int, int]
 ) -> None:
     found = (outliers.scores(known[350:][..., order], model) > 1).mean()
     assert found >= (0.5 if order == (0, 2, 1) else 0.95)
 
 
-def test_colours_as_those_of_skin_do_not_help_a_picture_without_form(
-    known: np.ndarray, model: dict[str, object]
-) -> None:
+def test_colours_as_those_of_skin_do_not_help_a_picture_without_form(known: np.ndarray, model: OutlierModel) -> None:
     shuffled = known[350:].reshape(-1, SIZE * SIZE, 3)[:, np.random.default_rng(0).permutation(SIZE * SIZE)]
     assert (outliers.scores(shuffled.reshape(-1, SIZE, SIZE, 3), model) > 1).all()
     even = np.broadcast_to(known[350:].mean(axis=(1, 2), keepdims=True), known[350:].shape).astype(np.uint8)
     assert (outliers.scores(even, model) > 1).all()
 
 
-def test_a_score_does_not_depend_on_the_others(known: np.ndarray, model: dict[str, object]) -> None:
+def test_a_score_does_not_depend_on_the_others(known: np.ndarray, model: OutlierModel) -> None:
     together = outliers.scores(known[:50], model)
     alone = np.concatenate([outliers.scores(image[None], model) for image in known[:50]])
     np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-6)
@@ -92,7 +91,7 @@ def test_a_score_does_not_depend_on_the_others(known: np.ndarray, model: dict[st
     assert outliers.scores(known[:0], model).shape == (0,)
 
 
-def test_the_same_images_give_the_same_model(known: np.ndarray, model: dict[str, object]) -> None:
+def test_the_same_images_give_the_same_model(known: np.ndarray, model: OutlierModel) -> None:
     assert outliers.fit(known[:225].copy(), known[225:350].copy()) == model
 
 
@@ -122,7 +121,7 @@ def test_any_size_will_do(lesion: Callable[..., bytes], size: int) -> None:
     assert np.isfinite(outliers.scores(pixels, outliers.fit(pixels[:10], pixels[10:]))).all()
 
 
-def test_memory_does_not_grow_with_the_number_of_images(model: dict[str, object]) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(model: OutlierModel) -> None:
     pixels = np.broadcast_to(np.zeros((SIZE, SIZE, 3), dtype=np.uint8), (2000, SIZE, SIZE, 3))
     tracemalloc.start()
     try:
@@ -132,14 +131,15 @@ def test_memory_does_not_grow_with_the_number_of_images(model: dict[str, object]
         tracemalloc.stop()
 
 
-def test_scoring_needs_no_scikit_learn(model: dict[str, object]) -> None:
+def test_scoring_needs_no_scikit_learn(model: OutlierModel) -> None:
     program = (
-        "import json, sys, numpy; from melanoma.model import outliers;"
-        "print(outliers.scores(numpy.zeros((1, 64, 64, 3), 'uint8'), json.load(sys.stdin)).shape,"
+        "import sys, numpy; from melanoma.model import outliers;"
+        "model = outliers.OutlierModel.model_validate_json(sys.stdin.read());"
+        "print(outliers.scores(numpy.zeros((1, 64, 64, 3), 'uint8'), model).shape,"
         " {'sklearn', 'scipy'} & {name.split('.')[0] for name in sys.modules})"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], input=json.dumps(model), capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], input=model.model_dump_json(), capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "(1,) set()"
 

@@ -17,6 +17,7 @@ from melanoma.imaging.limits import Limits
 from melanoma.model import bundle as bundles
 from melanoma.model import triage
 from melanoma.model.bundle import Bundle
+from melanoma.model.manifest import Calibration
 from melanoma.model.predictor import Predictor, calibrated, predict_bytes
 
 P_COLUMNS = [f"p_{code}" for code in taxonomy.CODES]
@@ -56,9 +57,9 @@ def test_a_prediction_is_a_row_of_scores(predictor: Predictor, pixels: np.ndarra
     assert columns["diagnosis"] == [taxonomy.CODES[place] for place in p.argmax(axis=1)]
     thresholds = predictor.bundle.thresholds
     raised = [level != "none" for level in columns["alert_level"]]
-    assert raised == [value >= thresholds["review"] for value in columns["p_melanoma"]]
+    assert raised == [value >= thresholds.review for value in columns["p_melanoma"]]
     assert set(columns["alert_level"]) == {"none", "review", "urgent"}
-    assert set(columns["threshold"]) == {thresholds["review"]}
+    assert set(columns["threshold"]) == {thresholds.review}
     assert set(columns["model_version"]) == {predictor.bundle.version}
     assert all(0 <= quality["exposure"] <= 1 and quality["sharpness"] >= 0 for quality in columns["quality"])
     assert np.mean(np.array(columns["outlier_score"][:36]) < 1) > 0.8
@@ -145,7 +146,8 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 def test_the_temperature_of_the_bundle_is_used(bundle: Bundle, predictor: Predictor, pixels: np.ndarray) -> None:
-    other = Predictor(dataclasses.replace(bundle, manifest={**bundle.manifest, "calibration": {"temperature": 2.0}}))
+    manifest = bundle.manifest.model_copy(update={"calibration": Calibration(temperature=2.0)})
+    other = Predictor(dataclasses.replace(bundle, manifest=manifest))
     np.testing.assert_allclose(other.probabilities(pixels), calibrated(predictor.logits(pixels), 2.0), atol=1e-6)
     assert not np.allclose(other.probabilities(pixels), predictor.probabilities(pixels), atol=1e-3)
 

@@ -153,7 +153,7 @@ def test_a_night_without_anything_new_sends_nothing(out: Path, receiver: Callabl
 def test_a_receiver_that_fails_stalls_and_breaks_off_gets_it_once(
     out: Path, receiver: Callable[..., Receiver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliver, "_SECONDS", 1.0)
+    monkeypatch.setattr(deliver, "_TIMEOUT", 1.0)
     hook = receiver(503, "stall", "reset", 429)
     assert deliver.deliver(str(out), settings(webhook=hook.url), "2026-11-20", say=quiet) == 1
     assert (hook.seen, len(hook.acknowledged)) == (5, 1)
@@ -161,16 +161,18 @@ def test_a_receiver_that_fails_stalls_and_breaks_off_gets_it_once(
 
 def test_what_was_refused_is_delivered_by_the_next_call(out: Path, receiver: Callable[..., Receiver]) -> None:
     hook = receiver(500)
-    own = settings(webhook=hook.url, patience=0)
+    chosen = settings(webhook=hook.url, patience=0)
     with pytest.raises(MelanomaError, match=r"run-2026-11-20 was not delivered: it was answered with 500"):
-        deliver.deliver(str(out), own, "2026-11-20", say=quiet)
-    assert deliver.deliver(str(out), own, "2026-11-20", say=quiet) == 1
+        deliver.deliver(str(out), chosen, "2026-11-20", say=quiet)
+    assert deliver.deliver(str(out), chosen, "2026-11-20", say=quiet) == 1
     assert len(hook.acknowledged) == 1
 
 
 _KILLED = """
 import os, signal, sys
-from melanoma import config, deliver
+from melanoma import config
+from melanoma.scoring import deliver
+from melanoma.scoring.config import DeliveryConfig
 note = deliver._note
 def killed(uri, state, alerts):
     if state == sys.argv[3]:
@@ -190,16 +192,16 @@ def test_who_is_killed_between_sending_and_noting_it_does_not_send_again(
     ended = subprocess.run(words, check=False, env=os.environ, capture_output=True)
     assert ended.returncode == -signal.SIGKILL
     assert len(hook.acknowledged) == acknowledged
-    own = settings(webhook=hook.url)
+    chosen = settings(webhook=hook.url)
     if before == "sending":
         # It had not begun: the next call delivers.
-        assert deliver.deliver(str(out), own, "2026-11-20", say=quiet) == 1
+        assert deliver.deliver(str(out), chosen, "2026-11-20", say=quiet) == 1
     else:
         with pytest.raises(MelanomaError, match="may have arrived: ask its receiver"):
-            deliver.deliver(str(out), own, "2026-11-20", say=quiet)
+            deliver.deliver(str(out), chosen, "2026-11-20", say=quiet)
     assert len(hook.acknowledged) == 1
     if before == "delivered":
-        assert deliver.deliver(str(out), own, "2026-11-20", again=True, say=quiet) == 1
+        assert deliver.deliver(str(out), chosen, "2026-11-20", resend=True, say=quiet) == 1
 
 
 class _Mailbox(MessageHandler):
@@ -226,11 +228,11 @@ def mailbox(request: pytest.FixtureRequest) -> Iterator[tuple[_Mailbox, int]]:
 
 def test_a_mail_lists_what_is_new(out: Path, mailbox: tuple[_Mailbox, int]) -> None:
     handler, port = mailbox
-    own = settings(
+    chosen = settings(
         smtp_host="127.0.0.1", smtp_port=port, smtp_tls=False, mail_from="a@b.example", mail_to=["c@d.example"]
     )
-    assert deliver.deliver(str(out), own, "2026-11-20", say=quiet) == 1
-    assert deliver.deliver(str(out), own, "2026-11-20", say=quiet) == 0
+    assert deliver.deliver(str(out), chosen, "2026-11-20", say=quiet) == 1
+    assert deliver.deliver(str(out), chosen, "2026-11-20", say=quiet) == 0
     (mail,) = handler.mails
     assert mail["Subject"] == "melanoma 2026-11-20: 2 new alerts, 1 urgent"
     assert mail["Message-ID"] == "<melanoma-run-2026-11-20@b.example>"
@@ -241,9 +243,9 @@ def test_a_mail_lists_what_is_new(out: Path, mailbox: tuple[_Mailbox, int]) -> N
 
 
 def test_a_mail_server_that_is_not_there_is_said(out: Path) -> None:
-    own = settings(smtp_host="127.0.0.1", smtp_port=9, patience=0, mail_from="a@b.example", mail_to=["c@d.example"])
+    chosen = settings(smtp_host="127.0.0.1", smtp_port=9, patience=0, mail_from="a@b.example", mail_to=["c@d.example"])
     with pytest.raises(MelanomaError, match=r"The e-mail of the run .* was not delivered: ConnectionRefusedError"):
-        deliver.deliver(str(out), own, "2026-11-20", say=quiet)
+        deliver.deliver(str(out), chosen, "2026-11-20", say=quiet)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ def test_a_webhook_without_a_secret_is_refused(out: Path, monkeypatch: pytest.Mo
 def test_a_secret_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv(deliver.SECRET, secret)
     with pytest.raises(InputError, match="base64 of at least 16 bytes"):
-        deliver.check(settings(webhook="https://hospital.example/"))
+        deliver.check_settings(settings(webhook="https://hospital.example/"))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_a_secret_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, secre
 )
 def test_alerts_do_not_leave_this_machine_in_the_clear(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"do not go to (hospital|mail)\.example in the clear"):
-        deliver.check(settings(**values))
+        deliver.check_settings(settings(**values))
 
 
 def test_a_night_that_was_not_delivered_is_delivered_with_a_later_one(
@@ -355,10 +357,10 @@ def test_a_recipient_that_is_refused_is_said_and_the_others_have_it_once(
     out: Path, mailbox: tuple[_Mailbox, int]
 ) -> None:
     handler, port = mailbox
-    own = mail_settings(port, mail_to=["gone@d.example", "c@d.example"])
+    chosen = mail_settings(port, mail_to=["gone@d.example", "c@d.example"])
     with pytest.raises(MelanomaError, match=r"was delivered, but the mail server refused gone@d\.example"):
-        deliver.deliver(str(out), own, "2026-11-20", say=quiet)
-    assert deliver.deliver(str(out), own, "2026-11-20", say=quiet) == 0
+        deliver.deliver(str(out), chosen, "2026-11-20", say=quiet)
+    assert deliver.deliver(str(out), chosen, "2026-11-20", say=quiet) == 0
     assert len(handler.mails) == 1
 
 
@@ -383,7 +385,7 @@ def test_a_night_delivers_its_alerts_once_it_is_committed(
     tmp_path: Path,
     receiver: Callable[..., Receiver],
     command: Callable[..., Any],
-    ray_cluster: None,
+    scored_in_this_process: None,
 ) -> None:
     hook, where = receiver(), tmp_path / "score.yaml"
     where.write_text(f"workers: 1\nexplained: 0\ndeliver:\n  webhook: {hook.url}\n  patience: 0\n")

@@ -1,5 +1,6 @@
 """A cluster with GPUs (here: with nodes that say so): images are decoded by CPU workers, the network is asked there."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from melanoma import config, ray_session
 from melanoma.errors import InputError
 from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import Outcome, score
+from tests.support.in_this_process import scored_in_this_process
+from tests.support.shared_ray import SharedRay
+
+pytestmark = pytest.mark.slow  # a Ray of its own
 
 
 @pytest.fixture(scope="module")
-def with_a_gpu() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+def with_a_gpu(shared_ray: SharedRay) -> Iterator[None]:
+    with shared_ray.set_aside(), pytest.MonkeyPatch.context() as patch:
         started = ray_session.STARTED_HERE
         patch.setattr(ray_session, "STARTED_HERE", {**started, "num_gpus": 1})
         ray_session.connect()
@@ -23,7 +28,7 @@ def with_a_gpu() -> Iterator[None]:
 
 
 @pytest.fixture
-def night(
+def score_on(
     with_a_gpu: None, tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path
 ) -> Callable[[int | None], Outcome]:
     (tmp_path / "archive").mkdir()
@@ -33,23 +38,24 @@ def night(
 
     def run(gpus: int | None) -> Outcome:
         places = {"archive": str(tmp_path / "archive"), "out": f"{tmp_path}/{gpus}", "bundle": str(bundle_path)}
-        own = config.load(ScoreConfig, None, **places, gpus=gpus, batch_size=2, shard_size=8)
-        return score(own, say=lambda _: None)
+        chosen = config.load(ScoreConfig, None, **places, gpus=gpus, batch_size=2, shard_size=8)
+        return score(chosen, say=lambda _: None)
 
     return run
 
 
 def test_the_network_is_asked_on_the_gpu_and_says_the_same(
-    night: Callable[[int | None], Outcome], tmp_path: Path
+    score_on: Callable[[int | None], Outcome], tmp_path: Path
 ) -> None:
     found = {}
     for gpus in (0, None):
-        assert night(gpus).record["counts"]["scored"] == 13
+        with contextlib.nullcontext() if gpus is None else scored_in_this_process():
+            assert score_on(gpus).record.counts.scored == 13
         scores = pd.read_parquet(tmp_path / str(gpus) / "scores").sort_values("image_uri", ignore_index=True)
         found[gpus] = scores.drop(columns=["run_id", "run_date", "scored_at"])
     pd.testing.assert_frame_equal(found[0], found[None], atol=1e-5)
 
 
-def test_more_gpus_than_there_are_are_refused(night: Callable[[int | None], Outcome], tmp_path: Path) -> None:
+def test_more_gpus_than_there_are_are_refused(score_on: Callable[[int | None], Outcome], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gpus is 2: the cluster has 1"):
-        night(2)
+        score_on(2)

@@ -10,7 +10,7 @@ from melanoma import storage
 from melanoma.errors import InputError, MelanomaError
 from melanoma.scoring import lease
 
-PATIENCE = 1.0  # seconds
+STORE = storage.Store(patience=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -28,21 +28,21 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_lease_is_gone_when_its_holder_has_ended(uri: str) -> None:
     for _ in range(2):
-        with lease.hold(uri, pytest.fail, PATIENCE) as check:
+        with lease.hold(uri, pytest.fail, STORE) as confirm_held:
             assert storage.exists(uri)
-            check()
+            confirm_held()
         assert not storage.exists(uri)
 
 
 def test_the_second_driver_says_so_and_ends(uri: str) -> None:
     said: list[str] = []
-    with lease.hold(uri, pytest.fail, PATIENCE) as check:
+    with lease.hold(uri, pytest.fail, STORE) as confirm_held:
         with (
             pytest.raises(InputError, match="Another driver is at work on the same archive"),
-            lease.hold(uri, said.append, PATIENCE),
+            lease.hold(uri, said.append, STORE),
         ):
             pytest.fail("two at once")
-        check()
+        confirm_held()
     assert len(said) == 1
 
 
@@ -56,7 +56,7 @@ def test_of_drivers_that_begin_at_once_one_goes_on(uri: str, monkeypatch: pytest
     def drive(number: int) -> None:
         begin.wait()
         try:
-            with lease.hold(uri, lambda line: None, PATIENCE):
+            with lease.hold(uri, lambda line: None, STORE):
                 held.append(number)
                 deadline = time.monotonic() + 60
                 while len(refused) < 4 and time.monotonic() < deadline:
@@ -75,24 +75,24 @@ def test_of_drivers_that_begin_at_once_one_goes_on(uri: str, monkeypatch: pytest
 def test_a_dead_driver_is_followed(uri: str) -> None:
     storage.write_json(uri, {"owner": "one that was killed", "beat": 7})
     said: list[str] = []
-    with lease.hold(uri, said.append, PATIENCE):
-        assert said[-1] == "It is not: going on in its place."
+    with lease.hold(uri, said.append, STORE):
+        assert said[-1] == "It is not: this driver takes its place."
 
 
 def test_who_has_lost_the_lease_ends_and_leaves_it(uri: str) -> None:
-    with lease.hold(uri, pytest.fail, PATIENCE) as check:
+    with lease.hold(uri, pytest.fail, STORE) as confirm_held:
         # As after a minute in which this process was stopped.
         storage.write_json(uri, {"owner": "another", "beat": 0})
         with pytest.raises(MelanomaError, match="Another driver has taken over"):
-            check()
+            confirm_held()
         time.sleep(0.5)
     assert storage.read_json(uri)["owner"] == "another"
 
 
 def test_a_lease_that_another_has_taken_and_given_back_is_lost(uri: str) -> None:
-    with lease.hold(uri, pytest.fail, PATIENCE) as check:
+    with lease.hold(uri, pytest.fail, STORE) as confirm_held:
         storage.delete(uri)
         time.sleep(0.5)
         with pytest.raises(MelanomaError, match="Another driver has taken over"):
-            check()
+            confirm_held()
     assert not storage.exists(uri)

@@ -74,7 +74,9 @@ def test_a_manifest_of_a_spreadsheet_keeps_names_that_look_like_numbers(tmp_path
     assert [info.uri for info in listing.objects([str(tmp_path / "manifest.csv")], STORE)] == [f"{tmp_path}/001"]
 
 
-def test_what_cannot_be_looked_up_for_now_is_looked_up_again(prefix: str, s3: LocalS3, bucket: str) -> None:
+def test_what_cannot_be_looked_up_for_now_is_looked_up_again(
+    prefix: str, s3: LocalS3, bucket: str, quick_retries: None
+) -> None:
     storage.write_bytes(f"s3://{bucket}/manifest.csv", b"path\narchive/a.jpg\narchive/sub/b c.jpg\n")
     busy = iter(["busy"] * 12)
 
@@ -138,7 +140,7 @@ def inventory(bucket: str, listed: list[ObjectInfo], file_format: str, **manifes
         storage.write_bytes(uri, sink.getvalue().to_pybytes())
     else:
         storage.write_table(uri, pa.Table.from_pandas(frame, preserve_index=False))
-    about = {
+    manifest = {
         "sourceBucket": bucket,
         "destinationBucket": f"arn:aws:s3:::{bucket}",
         "version": "2016-11-30",
@@ -148,7 +150,7 @@ def inventory(bucket: str, listed: list[ObjectInfo], file_format: str, **manifes
         **manifest,
     }
     place = f"s3://{bucket}/inventory/2026-11-20T00-00Z/manifest.json"
-    storage.write_bytes(place, json.dumps(about).encode())
+    storage.write_bytes(place, json.dumps(manifest).encode())
     return place
 
 
@@ -164,7 +166,7 @@ def test_an_inventory_lists_what_the_bucket_lists(prefix: str, bucket: str, file
     [
         ("a.csv", b"image,label\nx,MEL\n", "has none of the columns uri, image_uri and path"),
         ("a.csv", b"path,label\n,MEL\n", "has a row without path"),
-        ("a.csv", b"path,size,etag\nx,big,1\n", "The size 'big' of a manifest is no number of bytes"),
+        ("a.csv", b"path,size,etag\nx,big,1\n", "The size 'big' in a manifest is not a number of bytes"),
         ("a.parquet", b"not a table", "a.parquet cannot be read as a table"),
         ("manifest.json", b'{"files": 3}', "is not the manifest of an S3 Inventory"),
         (

@@ -14,6 +14,7 @@ from melanoma import storage
 from melanoma.errors import MelanomaError
 from melanoma.imaging.errors import TRANSIENT, UNREAD
 from melanoma.scoring import plan, tar_and_zip
+from melanoma.scoring.record import RunHeader
 from melanoma.storage import ObjectInfo
 
 
@@ -32,7 +33,7 @@ def uris(made: plan.Plan) -> list[object]:
 def freeze(
     out: Path | str, listed: Sequence[ObjectInfo], done: Sequence[plan.Done] = (), run_id: str = "a", size: int = 2
 ) -> plan.Plan:
-    return plan.freeze(str(out), run_id, {"run_date": "2026-11-20"}, listed, done, lambda images: size)
+    return plan.freeze(str(out), run_id, RunHeader(run_date="2026-11-20"), listed, done, lambda images: size)
 
 
 def done(made: plan.Plan, rejects: Sequence[str] = ()) -> plan.Done:
@@ -48,7 +49,7 @@ def test_a_plan_is_cut_into_shards_and_read_again(tmp_path: Path) -> None:
     assert plan.read(str(tmp_path), "a") == made
     assert plan.read(str(tmp_path), "b") is None
     assert (made.images, made.run_date) == (5, "2026-11-20")
-    counts = {name: made.about[name] for name in ("listed", "done_before", "untried", "shards")}
+    counts = {name: getattr(made.details, name) for name in ("listed", "done_before", "untried", "shards")}
     assert counts == {"listed": 5, "done_before": 0, "untried": 5, "shards": 3}
 
 
@@ -60,7 +61,7 @@ def test_a_plan_in_a_bucket(bucket: str) -> None:
 
 def test_what_is_listed_twice_is_scored_once(tmp_path: Path) -> None:
     made = freeze(tmp_path, infos("a", "b", "a"))
-    assert (uris(made), made.about["listed"]) == (["a", "b"], 2)
+    assert (uris(made), made.details.listed) == (["a", "b"], 2)
 
 
 def test_odd_names_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_only_what_is_new_or_changed_is_planned(tmp_path: Path) -> None:
     listed = [*infos("same", "new"), *infos("other etag", etag="2"), *infos("other size", size=11)]
     second = freeze(tmp_path, listed, [done(first)], "b")
     assert uris(second) == ["new", "other etag", "other size"]
-    assert (second.about["listed"], second.about["done_before"]) == (4, 1)
+    assert (second.details.listed, second.details.done_before) == (4, 1)
     third = freeze(tmp_path, listed, [done(first), done(second)], "c")
     assert (third.images, list(third.shards)) == (0, [])
 
@@ -82,7 +83,7 @@ def test_an_outdated_manifest_does_not_hide_what_has_changed(tmp_path: Path) -> 
     first = freeze(tmp_path, infos("a"))
     second = freeze(tmp_path, [*infos("a"), *infos("a", etag="2", size=11)], [done(first)], "b")
     assert [(row["image_uri"], row["etag"], row["size"]) for row in rows(second)] == [("a", "2", 11)]
-    assert (second.about["listed"], second.about["done_before"]) == (1, 0)
+    assert (second.details.listed, second.details.done_before) == (1, 0)
 
 
 def test_members_of_tars_and_zips_are_planned_and_their_directories_read_once(
@@ -102,7 +103,7 @@ def test_members_of_tars_and_zips_are_planned_and_their_directories_read_once(
     names = [f"{archive}!/{number}.jpg" for archive in archives for number in range(3)]
     assert sorted(map(str, uris(first))) == sorted(["plain", *names])
     assert {row["image_uri"]: row["size"] for row in rows(first)}[names[2]] == 3
-    assert (first.about["listed"], first.about["done_before"]) == (7, 0)
+    assert (first.details.listed, first.details.done_before) == (7, 0)
 
     looked: list[str] = []
     whole = tar_and_zip.members
@@ -113,12 +114,12 @@ def test_members_of_tars_and_zips_are_planned_and_their_directories_read_once(
 
     monkeypatch.setattr(tar_and_zip, "members", counted)
     second = freeze(tmp_path, listed(), [done(first)], "b")
-    assert (second.images, second.about["listed"], second.about["done_before"], looked) == (0, 7, 7, [])
+    assert (second.images, second.details.listed, second.details.done_before, looked) == (0, 7, 7, [])
     (tmp_path / "one" / "new.jpg").write_bytes(b"new")
     shutil.make_archive(str(tmp_path / "one"), "zip", tmp_path / "one")
     third = freeze(tmp_path, listed(), [done(first), done(second)], "c")
     # Another ETag: what is in it may have changed.
-    assert (third.images, third.about["done_before"], looked) == (4, 4, [archives[0]])
+    assert (third.images, third.details.done_before, looked) == (4, 4, [archives[0]])
 
 
 def test_an_archive_that_is_damaged_is_planned_as_what_it_is(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_driver_that_has_lost_its_lease_freezes_nothing(tmp_path: Path) -> Non
         raise MelanomaError("lost")
 
     with pytest.raises(MelanomaError, match="lost"):
-        plan.freeze(str(tmp_path), "a", {"run_date": "2026-11-20"}, infos("a", "b"), [], lambda images: 1, lost)
+        plan.freeze(str(tmp_path), "a", RunHeader(run_date="2026-11-20"), infos("a", "b"), [], lambda images: 1, lost)
     assert plan.read(str(tmp_path), "a") == first
     assert uris(first) == ["a"]
 
@@ -150,7 +151,7 @@ def test_what_could_not_be_fetched_is_planned_again(tmp_path: Path) -> None:
     storage.write_table(str(tmp_path / "rejects.parquet"), rejects)
     second = freeze(tmp_path, infos("a", "b", "c", "d", "e"), [done(first, [str(tmp_path / "rejects.parquet")])], "b")
     assert [(row["image_uri"], row["tried"]) for row in rows(second)] == [("b", True), ("d", True), ("e", False)]
-    assert second.about["untried"] == 1
+    assert second.details.untried == 1
     # Fetched in the second run, they are done; that the first run could not stays a mark on them.
     third = freeze(
         tmp_path,
@@ -166,8 +167,8 @@ def test_a_plan_that_was_cut_off_is_none(tmp_path: Path) -> None:
     (tmp_path / "runs" / "run_id=a" / "plan.json").unlink()
     assert plan.read(str(tmp_path), "a") is None
     # The archive has shrunk since: what the first attempt wrote beyond the second's end is no part of it.
-    again = freeze(tmp_path, infos("x"))
-    assert uris(again) == ["x"]
+    second = freeze(tmp_path, infos("x"))
+    assert uris(second) == ["x"]
     assert Path(made.uri(1)).exists()
 
 
@@ -190,26 +191,29 @@ def test_a_version_that_reads_more_looks_again_at_what_was_refused(tmp_path: Pat
     first = freeze(tmp_path, [*infos("old.dcm", "good.jpg"), archive])
     table = pa.table({"image_uri": ["old.dcm"], "error_kind": ["dicom"]})
     storage.write_table(first.result_uri("rejects", 0), table)
-    again = dataclasses.replace(done(first), again=(*TRANSIENT, *UNREAD), reject_uris=[first.result_uri("rejects", 0)])
-    second = freeze(tmp_path, [*infos("old.dcm", "good.jpg"), archive], [again], "b")
+    earlier = dataclasses.replace(
+        done(first), retried_kinds=(*TRANSIENT, *UNREAD), reject_uris=[first.result_uri("rejects", 0)]
+    )
+    second = freeze(tmp_path, [*infos("old.dcm", "good.jpg"), archive], [earlier], "b")
     assert uris(second) == ["old.dcm"]
-    assert (second.about["listed"], second.about["done_before"]) == (3, 2)
+    assert (second.details.listed, second.details.done_before) == (3, 2)
 
 
 _MANY = """
 import resource, sys
 from melanoma.scoring import plan
+from melanoma.scoring.record import RunHeader
 from melanoma.storage import ObjectInfo
 
 def listed(count):
     for number in range(count):
         yield ObjectInfo(f"s3://archive/clinic-{number % 97}/2026/{number:012}.jpg", number, f"{number:032x}")
 
-number = int(sys.argv[2])
-made = plan.freeze(sys.argv[1], "a", {"run_date": ""}, listed(number), [], lambda images: 4096)
+number, header = int(sys.argv[2]), RunHeader(run_date="")
+made = plan.freeze(sys.argv[1], "a", header, listed(number), [], lambda images: 4096)
 done = [plan.Done("a", [made.uri(shard) for shard in made.shards], [], [])]
-again = plan.freeze(sys.argv[1], "b", {"run_date": ""}, listed(number + 10), done, lambda images: 4096)
-assert (again.images, again.about["done_before"]) == (10, number), again.about
+second = plan.freeze(sys.argv[1], "b", header, listed(number + 10), done, lambda images: 4096)
+assert (second.images, second.details.done_before) == (10, number), second.details
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

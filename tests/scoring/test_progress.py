@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from melanoma.errors import InputError
 from melanoma.imaging.errors import ErrorKind
 from melanoma.scoring import progress
-from melanoma.scoring.shard import STAGES
+from melanoma.scoring.record import STAGES
 
 
 def report(**values: Any) -> dict[str, Any]:
@@ -20,52 +20,52 @@ def report(**values: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def watched() -> progress.Watch:
-    made = progress.Watch(total=100, before=20, shards=8, workers=2)
+def running() -> progress.Progress:
+    made = progress.Progress(total=100, before=20, shards=8, workers=2)
     made.add(report())
     made.add(report(peak_memory_bytes=9, rejects_truncated=1, rejects_access=1))
     return made
 
 
-def test_reports_are_added_up(watched: progress.Watch) -> None:
-    watched._began -= 10  # as if it had taken so long
-    state = watched.state()
-    assert (state["done"], state["scored"], state["rejected"], state["images"]) == (40, 16, 4, 100)
-    assert state["rejects_by_kind"] == {"access": 1, "truncated": 3}
-    assert (state["bytes"], state["peak_memory_bytes"], state["shards_waiting"]) == (2000, 9, 6)
-    assert {state[stage] for stage in STAGES} == {1.0}
+def test_reports_are_added_up(running: progress.Progress) -> None:
+    running._began -= 10  # as if it had taken so long
+    stages = running.stages()
+    assert (stages.done, stages.scored, stages.rejected, stages.images) == (40, 16, 4, 100)
+    assert stages.rejects_by_kind == {"access": 1, "truncated": 3}
+    assert (stages.bytes, stages.peak_memory_bytes, stages.shards_waiting) == (2000, 9, 6)
+    assert {getattr(stages, stage) for stage in STAGES} == {1.0}
     # What an earlier attempt did says nothing of how fast this one is.
-    assert state["images_per_second"] == pytest.approx(2, rel=0.1)
-    assert state["seconds_remaining"] == pytest.approx(30, rel=0.1)
-    watched.end()
-    assert watched.state() == watched.state()
+    assert stages.images_per_second == pytest.approx(2, rel=0.1)
+    assert stages.seconds_remaining == pytest.approx(30, rel=0.1)
+    running.end()
+    assert running.stages() == running.stages()
 
 
 def test_nothing_is_known_before_the_first_shard() -> None:
-    state = progress.Watch(total=100, before=0, shards=8, workers=2).state()
-    assert (state["images_per_second"], state["seconds_remaining"]) == (0, None)
+    stages = progress.Progress(total=100, before=0, shards=8, workers=2).stages()
+    assert (stages.images_per_second, stages.seconds_remaining) == (0, None)
 
 
-def test_a_line_comes_now_and_then_and_at_the_end(watched: progress.Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_comes_now_and_then_and_at_the_end(running: progress.Progress, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY", 0.01)
     lines: list[str] = []
-    with progress.logged(watched, "run", lines.append):
+    with progress.logged(running, "run", lines.append):
         while len(lines) < 3:
             pass
-        watched.add(report())
+        running.add(report())
     found = [json.loads(line) for line in lines]
     assert all("\n" not in line for line in lines)
     assert {each["run_id"] for each in found} == {"run"}
     assert (found[0]["done"], found[-1]["done"]) == (40, 50)
 
 
-def test_prometheus_is_answered_while_the_run_lasts(watched: progress.Watch) -> None:
-    with progress.exported(watched, "run", "127.0.0.1", 0) as port:
+def test_prometheus_is_answered_while_the_run_lasts(running: progress.Progress) -> None:
+    with progress.exported(running, "run", "127.0.0.1", 0) as port:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             text = answer.read().decode()
         with (
             pytest.raises(InputError, match="cannot be listened on"),
-            progress.exported(watched, "run", "127.0.0.1", port),
+            progress.exported(running, "run", "127.0.0.1", port),
         ):
             pytest.fail("one port for two")
     found = {
@@ -84,6 +84,6 @@ def test_prometheus_is_answered_while_the_run_lasts(watched: progress.Watch) -> 
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
 
 
-def test_no_port_no_server(watched: progress.Watch) -> None:
-    with progress.exported(watched, "run", "127.0.0.1", None) as port:
+def test_no_port_no_server(running: progress.Progress) -> None:
+    with progress.exported(running, "run", "127.0.0.1", None) as port:
         assert port is None

@@ -12,14 +12,13 @@ from melanoma import config
 from melanoma.scoring import tables
 from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import score
+from tests.support.in_this_process import scored_in_this_process
 
 NIGHTS = {"2026-11-18": 3, "2026-11-19": 1, "2026-11-20": 2}  # images that are new on each
 
 
 @pytest.fixture(scope="module")
-def out(
-    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., bytes], bundle_path: Path
-) -> Path:
+def out(tmp_path_factory: pytest.TempPathFactory, lesion: Callable[..., bytes], bundle_path: Path) -> Path:
     """Three nights, each with images that cannot be read as well; on the second there is no alert."""
     folder = tmp_path_factory.mktemp("nights")
     (folder / "archive").mkdir()
@@ -28,7 +27,8 @@ def out(
             (folder / "archive" / f"{date}-{seed}.jpg").write_bytes(lesion("MEL", seed=10 * night + seed))
         (folder / "archive" / f"{date}.jpg").write_bytes(b"no image")
         places = {"archive": str(folder / "archive"), "out": str(folder / "out"), "bundle": str(bundle_path)}
-        score(config.load(ScoreConfig, None, **places, run_date=date, workers=1), say=lambda _: None)
+        with scored_in_this_process():
+            score(config.load(ScoreConfig, None, **places, run_date=date, workers=1), say=lambda _: None)
     return folder / "out"
 
 

@@ -1,4 +1,7 @@
-"""Nights over an archive: every object ends in scores or in rejects, once, and what a later night does again."""
+"""Nights over an archive: every object ends in scores or in rejects, once, and what a later night does again.
+
+The file has more than 500 lines, as its tests share two runs that take their time.
+"""
 
 import hashlib
 import io
@@ -22,7 +25,8 @@ from markupsafe import escape
 from PIL import Image
 
 from melanoma import config, privacy, storage, taxonomy
-from melanoma.demo import synthetic
+from melanoma.demo.archive_files import broken_files, dicom_file, good_files
+from melanoma.demo.lesions import draw_lesion
 from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import InputError, MelanomaError
 from melanoma.imaging.decode import decode
@@ -30,9 +34,12 @@ from melanoma.model.bundle import Bundle
 from melanoma.model.predictor import Predictor
 from melanoma.scoring import tables
 from melanoma.scoring.config import ScoreConfig
-from melanoma.scoring.progress import Watch
-from melanoma.scoring.run import Outcome, read_alerts, score
+from melanoma.scoring.progress import Progress
+from melanoma.scoring.record import RunRecord
+from melanoma.scoring.results import read_alerts
+from melanoma.scoring.run import Outcome, score
 from melanoma.taxonomy import image_id_of
+from tests.support import in_this_process
 
 Contents = Callable[[Path], dict[str, tuple[int, bytes]]]
 
@@ -59,7 +66,7 @@ NAMES = [
 
 
 @dataclass(frozen=True)
-class Night:
+class ScoredRun:
     """One committed run, with what it was made of."""
 
     archive: str
@@ -69,12 +76,12 @@ class Night:
     outcome: Outcome
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RunRecord:
         return self.outcome.record
 
     def rows(self, kind: str) -> pd.DataFrame:
         """The rows of this run, read as an analyst reads them, before pandas sees a type that is not plain."""
-        run = self.files / kind / f"run_date={self.record['run_date']}" / f"run_id={self.record['run_id']}"
+        run = self.files / kind / f"run_date={self.record.run_date}" / f"run_id={self.record.run_id}"
         return pd.DataFrame([row for path in sorted(run.iterdir()) for row in pq.ParquetFile(path).read().to_pylist()])
 
 
@@ -92,10 +99,10 @@ def archive(
 ) -> tuple[Path, dict[str, Any]]:
     """A folder as hospitals have them, and of each name what must become of it. Not to be written to."""
     folder = tmp_path_factory.mktemp("archive") / "archive"
-    pictures = [synthetic.draw_lesion(taxonomy.CODES[n % 9], n, 120, 100) for n in range(24)]
+    pictures = [draw_lesion(taxonomy.CODES[n % 9], n, 120, 100) for n in range(24)]
     files: dict[str, tuple[bytes, str | None]]
-    files = {f"good/{name}": (data, None) for name, data in synthetic.good_files(pictures)}
-    files |= {f"broken/{file.name}": (file.data, file.error_kind) for file in synthetic.broken_files()}
+    files = {f"good/{name}": (data, None) for name, data in good_files(pictures)}
+    files |= {f"broken/{file.name}": (file.data, file.error_kind) for file in broken_files()}
     files |= {name: (lesion("MEL", number), None) for number, name in enumerate(NAMES)}
     files["twice.jpg"] = files["the same again.jpg"] = (lesion("NV", 1), None)
     files["film.avi"] = (bytes(MAX_BYTES + 1), "too_large")
@@ -105,15 +112,15 @@ def archive(
         "AcquisitionDateTime": "20261101093000",
         "BodyPartExamined": "BACK",
     }
-    files[TWO_FRAMES] = (synthetic.dicom_file([draw(code) for code in ("NV", "MEL")], **patient), None)
-    size, review = predictor.bundle.input_size, predictor.bundle.thresholds["review"]
+    files[TWO_FRAMES] = (dicom_file([draw(code) for code in ("NV", "MEL")], **patient), None)
+    size, review = predictor.bundle.input_size, predictor.bundle.thresholds.review
     raised = next(
         seed
         for seed in range(1000, 1100)
-        if predictor.probabilities(decode(synthetic.dicom_file([draw("MEL", seed)]), size).pixels[None])[0, _MELANOMA]
+        if predictor.probabilities(decode(dicom_file([draw("MEL", seed)]), size).pixels[None])[0, _MELANOMA]
         > review + 0.01
     )
-    files[FACE] = (synthetic.dicom_file([draw("MEL", raised)], RecognizableVisualFeatures="YES", **patient), None)
+    files[FACE] = (dicom_file([draw("MEL", raised)], RecognizableVisualFeatures="YES", **patient), None)
     files["exports/2020.tar.gz"] = (b"\x1f\x8b" + bytes(100), "unsupported")
     for name, (data, _) in files.items():
         path = folder / name
@@ -139,7 +146,7 @@ def archive(
 
 
 def draw(code: str, seed: int = 0) -> np.ndarray:
-    return synthetic.draw_lesion(code, seed, 120, 100)
+    return draw_lesion(code, seed, 120, 100)
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
@@ -150,7 +157,7 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def first_night(folder: Path, uri: str, expected: dict[str, Any], out: str, files: Path, bundle: Path) -> Night:
+def first_run(folder: Path, uri: str, expected: dict[str, Any], out: str, files: Path, bundle: Path) -> ScoredRun:
     def say(line: str) -> None:
         # The run says this between its listing and its first read.
         if "objects listed" in line:
@@ -160,13 +167,13 @@ def first_night(folder: Path, uri: str, expected: dict[str, Any], out: str, file
         settings(uri, out, bundle, run_date="2026-11-20", shard_size=20, max_bytes=MAX_BYTES, workers=2), say=say
     )
     objects = {f"{uri}/{name}": kind for name, kind in expected.items()} | {f"{uri}/{GONE}": "not_found"}
-    return Night(uri, out, files, objects, outcome)
+    return ScoredRun(uri, out, files, objects, outcome)
 
 
 @pytest.fixture(scope="module")
-def local_night(
+def local_run(
     archive: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, bundle_path: Path, ray_cluster: None
-) -> Night:
+) -> ScoredRun:
     """A night over a folder, in which there is what only a folder can hold."""
     folder = tmp_path_factory.mktemp("local") / "archive"
     shutil.copytree(archive[0], folder)
@@ -186,35 +193,39 @@ def local_night(
         (folder / "secret.jpg").chmod(0)
         expected["secret.jpg"] = "access"
     out = tmp_path_factory.mktemp("local_results") / "results"
-    return first_night(folder, str(folder), expected, str(out), out, bundle_path)
+    return first_run(folder, str(folder), expected, str(out), out, bundle_path)
 
 
 @pytest.fixture(scope="module")
-def s3_night(archive: tuple[Path, dict[str, Any]], s3: LocalS3, bundle_path: Path, ray_cluster: None) -> Night:
+def s3_run(archive: tuple[Path, dict[str, Any]], s3: LocalS3, bundle_path: Path, ray_cluster: None) -> ScoredRun:
     """A night over a bucket. Another archive's name begins like this one's."""
     bucket = s3.root / "nights"
     shutil.copytree(archive[0], bucket / "archive")
     shutil.copytree(archive[0] / "good", bucket / "archive-2")
     out = "s3://nights/results"
-    return first_night(bucket / "archive", "s3://nights/archive", archive[1], out, bucket / "results", bundle_path)
+    return first_run(bucket / "archive", "s3://nights/archive", archive[1], out, bucket / "results", bundle_path)
 
 
 @pytest.fixture(scope="module", params=["local", "s3"])
-def night(request: pytest.FixtureRequest) -> Night:
-    found: Night = request.getfixturevalue(f"{request.param}_night")
+def scored_run(request: pytest.FixtureRequest) -> ScoredRun:
+    found: ScoredRun = request.getfixturevalue(f"{request.param}_run")
     return found
 
 
-def test_every_object_is_in_scores_or_in_rejects_once(night: Night) -> None:
-    uris = Counter([*night.rows("scores")["image_uri"], *night.rows("rejects")["image_uri"]])
-    assert set(uris) == set(night.expected)
+def test_every_object_is_in_scores_or_in_rejects_once(scored_run: ScoredRun) -> None:
+    uris = Counter([*scored_run.rows("scores")["image_uri"], *scored_run.rows("rejects")["image_uri"]])
+    assert set(uris) == set(scored_run.expected)
     assert set(uris.values()) == {1}
-    assert set(night.rows("scores")["image_uri"]) == {uri for uri, kind in night.expected.items() if kind is None}
+    assert set(scored_run.rows("scores")["image_uri"]) == {
+        uri for uri, kind in scored_run.expected.items() if kind is None
+    }
 
 
-def test_every_reject_says_why(night: Night) -> None:
-    rejects = night.rows("rejects").set_index("image_uri")
-    assert rejects["error_kind"].to_dict() == {uri: kind for uri, kind in night.expected.items() if kind is not None}
+def test_every_reject_says_why(scored_run: ScoredRun) -> None:
+    rejects = scored_run.rows("rejects").set_index("image_uri")
+    assert rejects["error_kind"].to_dict() == {
+        uri: kind for uri, kind in scored_run.expected.items() if kind is not None
+    }
     assert set(rejects["error_kind"]) >= {
         "empty", "truncated", "not_an_image", "unsupported", "too_large", "dicom", "not_found"
     }  # fmt: skip
@@ -225,10 +236,10 @@ def test_every_reject_says_why(night: Night) -> None:
     assert rejects["content_sha256"].isna().equals(unread)
 
 
-def test_the_files_have_the_columns_and_types_of_the_contract(night: Night) -> None:
+def test_the_files_have_the_columns_and_types_of_the_contract(scored_run: ScoredRun) -> None:
     schemas = {"scores": tables.SCORES, "rejects": tables.REJECTS, "alerts": tables.ALERTS}
     for kind, schema in schemas.items():
-        paths = list((night.files / kind).rglob("*.parquet"))
+        paths = list((scored_run.files / kind).rglob("*.parquet"))
         assert paths
         for path in paths:
             assert pq.ParquetFile(path).schema_arrow.equals(schema), path
@@ -243,8 +254,8 @@ def test_the_files_have_the_columns_and_types_of_the_contract(night: Night) -> N
     assert {str(tables.SCORES.field(name).type) for name in codes} == {"float"}
 
 
-def test_scores_say_what_the_columns_promise(night: Night, bundle: Bundle) -> None:
-    scores = night.rows("scores")
+def test_scores_say_what_the_columns_promise(scored_run: ScoredRun, bundle: Bundle) -> None:
+    scores = scored_run.rows("scores")
     p = scores[[f"p_{code}" for code in taxonomy.CODES]].to_numpy()
     assert p.min() >= 0
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
@@ -253,13 +264,13 @@ def test_scores_say_what_the_columns_promise(night: Night, bundle: Bundle) -> No
     assert scores["p_melanoma"].equals(scores["p_MEL"])
     np.testing.assert_allclose(scores["p_malignant"], scores[["p_BCC", "p_MEL", "p_SCC"]].sum(axis=1), atol=1e-6)
     assert set(scores["model_version"]) == {bundle.version}
-    assert (set(scores["run_id"]), set(scores["run_date"])) == ({night.record["run_id"]}, {"2026-11-20"})
+    assert (set(scores["run_id"]), set(scores["run_date"])) == ({scored_run.record.run_id}, {"2026-11-20"})
     assert scores["image_id"].tolist() == [image_id_of(uri) for uri in scores["image_uri"]]
     assert [value.utcoffset().total_seconds() for value in scores["scored_at"]] == [0] * len(scores)
     objects = scores[~scores["image_uri"].str.contains("!/")]
     for uri, digest in zip(objects["image_uri"], objects["content_sha256"], strict=True):
         assert digest == hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-    review, urgent = (np.float32(bundle.thresholds[level]) for level in ("review", "urgent"))
+    review, urgent = np.float32(bundle.thresholds.review), np.float32(bundle.thresholds.urgent)
     assert set(scores["threshold"]) == {float(review)}
     levels = np.select([scores["p_melanoma"] >= urgent, scores["p_melanoma"] >= review], ["urgent", "review"], "none")
     assert scores["alert_level"].tolist() == levels.tolist()
@@ -268,10 +279,10 @@ def test_scores_say_what_the_columns_promise(night: Night, bundle: Bundle) -> No
     assert (scores["outlier_score"] >= 0).all()
 
 
-def test_alerts_are_the_raised_scores_most_probable_first(night: Night) -> None:
-    files = list((night.files / "alerts").rglob("*"))
+def test_alerts_are_the_raised_scores_most_probable_first(scored_run: ScoredRun) -> None:
+    files = list((scored_run.files / "alerts").rglob("*"))
     assert [path.name for path in files if path.is_file()] == ["alerts.parquet"]
-    alerts, scores = night.rows("alerts"), night.rows("scores")
+    alerts, scores = scored_run.rows("alerts"), scored_run.rows("scores")
     assert alerts["rank"].tolist() == list(range(1, len(alerts) + 1))
     assert alerts["p_melanoma"].is_monotonic_decreasing
     raised = scores[scores["alert_level"] != "none"]
@@ -282,23 +293,23 @@ def test_alerts_are_the_raised_scores_most_probable_first(night: Night) -> None:
     known = kept.dropna(axis=1, how="all").columns
     pd.testing.assert_frame_equal(shared[known], kept[known], check_dtype=False)
     assert shared.drop(columns=known).isna().all(axis=None)
-    pd.testing.assert_frame_equal(pd.DataFrame(read_alerts(night.out).to_pylist()), alerts)
+    pd.testing.assert_frame_equal(pd.DataFrame(read_alerts(scored_run.out).to_pylist()), alerts)
 
 
-def test_what_a_header_says_is_in_the_scores(night: Night) -> None:
-    scores = night.rows("scores").set_index("image_uri")
+def test_what_a_header_says_is_in_the_scores(scored_run: ScoredRun) -> None:
+    scores = scored_run.rows("scores").set_index("image_uri")
     columns = ["patient_id", "body_site", "acquired_at", "is_held_back"]
     known = {uri: [row[name] for name in columns] for uri, row in scores.astype(object).to_dict("index").items()}
-    assert known[f"{night.archive}/{TWO_FRAMES}"] == ["IP_1", "BACK", "2026-11-01T09:30:00", False]
-    assert known[f"{night.archive}/{FACE}"] == ["IP_1", "BACK", "2026-11-01T09:30:00", True]
-    assert pd.isna(known[f"{night.archive}/twice.jpg"][:3]).all()
-    assert not known[f"{night.archive}/twice.jpg"][3]
+    assert known[f"{scored_run.archive}/{TWO_FRAMES}"] == ["IP_1", "BACK", "2026-11-01T09:30:00", False]
+    assert known[f"{scored_run.archive}/{FACE}"] == ["IP_1", "BACK", "2026-11-01T09:30:00", True]
+    assert pd.isna(known[f"{scored_run.archive}/twice.jpg"][:3]).all()
+    assert not known[f"{scored_run.archive}/twice.jpg"][3]
 
 
-def test_of_several_frames_the_most_suspicious_counts(night: Night, predictor: Predictor) -> None:
-    scores, uri = night.rows("scores").set_index("image_uri"), f"{night.archive}/{TWO_FRAMES}"
+def test_of_several_frames_the_most_suspicious_counts(scored_run: ScoredRun, predictor: Predictor) -> None:
+    scores, uri = scored_run.rows("scores").set_index("image_uri"), f"{scored_run.archive}/{TWO_FRAMES}"
     p = [
-        predictor.probabilities(decode(synthetic.dicom_file([draw(code)]), predictor.bundle.input_size).pixels[None])
+        predictor.probabilities(decode(dicom_file([draw(code)]), predictor.bundle.input_size).pixels[None])
         for code in ("NV", "MEL")
     ]
     melanoma = [float(found[0, _MELANOMA]) for found in p]
@@ -307,9 +318,9 @@ def test_of_several_frames_the_most_suspicious_counts(night: Night, predictor: P
     assert scores["frame"].drop(uri).isna().all()
 
 
-def test_the_page_shows_and_explains_the_alerts(night: Night) -> None:
-    html = (night.files / "runs" / f"run_id={night.record['run_id']}" / "run.html").read_text()
-    alerts = night.rows("alerts")
+def test_the_page_shows_and_explains_the_alerts(scored_run: ScoredRun) -> None:
+    html = (scored_run.files / "runs" / f"run_id={scored_run.record.run_id}" / "run.html").read_text()
+    alerts = scored_run.rows("alerts")
     assert alerts["is_held_back"].any()
     for alert in alerts.to_dict("records"):
         assert str(escape(alert["image_uri"])) in html
@@ -320,54 +331,54 @@ def test_the_page_shows_and_explains_the_alerts(night: Night) -> None:
     assert "could not be explained" not in html
 
 
-def test_the_commit_record_counts_what_is_there(night: Night, bundle: Bundle) -> None:
-    record = json.loads((night.files / "runs" / f"run_id={night.record['run_id']}.json").read_text())
-    assert record == night.record
-    rejects, alerts = night.rows("rejects"), night.rows("alerts")
+def test_the_commit_record_counts_what_is_there(scored_run: ScoredRun, bundle: Bundle) -> None:
+    record = json.loads((scored_run.files / "runs" / f"run_id={scored_run.record.run_id}.json").read_text())
+    assert record == scored_run.record.to_json()
+    rejects, alerts = scored_run.rows("rejects"), scored_run.rows("alerts")
     assert record["counts"] == {
-        "listed": len(night.expected),
+        "listed": len(scored_run.expected),
         "done_before": 0,
-        "scored": len(night.rows("scores")),
+        "scored": len(scored_run.rows("scores")),
         "rejected": len(rejects),
         "rejects_by_kind": dict(sorted(Counter(rejects["error_kind"]).items())),
         "alerts": len(alerts),
         "urgent": int((alerts["alert_level"] == "urgent").sum()),
         "review": int((alerts["alert_level"] == "review").sum()),
     }
-    assert (record["model_version"], record["archive"]) == (bundle.version, night.archive)
-    assert record["thresholds"] == bundle.manifest["thresholds"]
+    assert (record["model_version"], record["archive"]) == (bundle.version, scored_run.archive)
+    assert record["thresholds"] == bundle.thresholds.to_json()
     assert record["stages"]["workers"] == 2
-    assert night.outcome.changed
+    assert scored_run.outcome.changed
 
 
-def test_a_bomb_of_3600_megapixels_takes_no_memory(night: Night) -> None:
-    bombs = night.rows("rejects").loc[lambda rows: rows["image_uri"].str.endswith("/bomb.png")]
+def test_a_bomb_of_3600_megapixels_takes_no_memory(scored_run: ScoredRun) -> None:
+    bombs = scored_run.rows("rejects").loc[lambda rows: rows["image_uri"].str.endswith("/bomb.png")]
     assert bombs["error_kind"].tolist() == ["too_large"]
-    assert 10**8 < night.record["stages"]["peak_memory_bytes"] < 10**9
+    assert 10**8 < scored_run.record.stages.peak_memory_bytes < 10**9
 
 
-def test_the_bucket_and_the_folder_get_the_same_answers(local_night: Night, s3_night: Night) -> None:
+def test_the_bucket_and_the_folder_get_the_same_answers(local_run: ScoredRun, s3_run: ScoredRun) -> None:
     answers = []
-    for night in (local_night, s3_night):
-        rows = pd.concat([night.rows("scores"), night.rows("rejects")])
-        rows["name"] = [uri.removeprefix(night.archive) for uri in rows["image_uri"]]
+    for scored_run in (local_run, s3_run):
+        rows = pd.concat([scored_run.rows("scores"), scored_run.rows("rejects")])
+        rows["name"] = [uri.removeprefix(scored_run.archive) for uri in rows["image_uri"]]
         answers.append(rows.set_index("name").drop(columns=["run_id", "scored_at", "image_uri", "error"]))
     local, s3 = answers
     pd.testing.assert_frame_equal(local.loc[s3.index].drop(columns="quality"), s3.drop(columns="quality"), atol=1e-6)
 
 
-def test_pandas_reads_the_results_where_they_are(s3_night: Night) -> None:
-    scores = pd.read_parquet(f"{s3_night.out}/scores")
-    assert sorted(scores["image_uri"]) == sorted(s3_night.rows("scores")["image_uri"])
+def test_pandas_reads_the_results_where_they_are(s3_run: ScoredRun) -> None:
+    scores = pd.read_parquet(f"{s3_run.out}/scores")
+    assert sorted(scores["image_uri"]) == sorted(s3_run.rows("scores")["image_uri"])
 
 
 # --- the nights after ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def next_night(local_night: Night, lesion: Callable[..., bytes], bundle_path: Path) -> tuple[Night, set[str]]:
+def next_run(local_run: ScoredRun, lesion: Callable[..., bytes], bundle_path: Path) -> tuple[ScoredRun, set[str]]:
     """The folder a day later, and the URIs that are to be scored: two new, one changed, one come back."""
-    folder = Path(local_night.archive)
+    folder = Path(local_run.archive)
     changed = folder / "twice.jpg"
     before = changed.stat()
     changed.write_bytes(lesion("MEL", 77))
@@ -377,84 +388,84 @@ def next_night(local_night: Night, lesion: Callable[..., bytes], bundle_path: Pa
     (folder / "new" / "2.jpg").write_bytes(lesion("BCC", 2))
     (folder / GONE).write_bytes(lesion("NV", 2))
     # Two more that the folder's links and odd names bring: they are tried every night.
-    again = {f"{folder}/{name}" for name in ("twice.jpg", "link.jpg", "new 1.jpg", "new/2.jpg", GONE)}
-    outcome = score(settings(folder, local_night.out, bundle_path, run_date="2026-11-21", workers=1), say=silent)
-    return Night(str(folder), local_night.out, local_night.files, {}, outcome), again
+    rescored = {f"{folder}/{name}" for name in ("twice.jpg", "link.jpg", "new 1.jpg", "new/2.jpg", GONE)}
+    with in_this_process.scored_in_this_process():
+        outcome = score(settings(folder, local_run.out, bundle_path, run_date="2026-11-21"), say=silent)
+    return ScoredRun(str(folder), local_run.out, local_run.files, {}, outcome), rescored
 
 
 def test_the_next_night_scores_what_is_new_changed_or_could_not_be_fetched(
-    local_night: Night, next_night: tuple[Night, set[str]]
+    local_run: ScoredRun, next_run: tuple[ScoredRun, set[str]]
 ) -> None:
-    night, again = next_night
-    assert set(night.rows("scores")["image_uri"]) == again
-    transient = {uri for uri, kind in local_night.expected.items() if kind in ("not_found", "access")}
-    assert set(night.rows("rejects")["image_uri"]) == transient - again
-    listed = len(local_night.expected) + 2
-    counts = night.record["counts"]
-    assert (counts["listed"], counts["done_before"]) == (listed, listed - len(again | transient))
-    now = night.rows("scores").set_index("image_uri")["content_sha256"][f"{night.archive}/twice.jpg"]
-    then = local_night.rows("scores").set_index("image_uri")["content_sha256"][f"{night.archive}/twice.jpg"]
+    scored_run, rescored = next_run
+    assert set(scored_run.rows("scores")["image_uri"]) == rescored
+    transient = {uri for uri, kind in local_run.expected.items() if kind in ("not_found", "access")}
+    assert set(scored_run.rows("rejects")["image_uri"]) == transient - rescored
+    listed = len(local_run.expected) + 2
+    counts = scored_run.record.counts
+    assert (counts.listed, counts.done_before) == (listed, listed - len(rescored | transient))
+    now = scored_run.rows("scores").set_index("image_uri")["content_sha256"][f"{scored_run.archive}/twice.jpg"]
+    then = local_run.rows("scores").set_index("image_uri")["content_sha256"][f"{scored_run.archive}/twice.jpg"]
     assert now != then
 
 
-def test_two_nights_are_one_table(local_night: Night, next_night: tuple[Night, set[str]]) -> None:
+def test_two_nights_are_one_table(local_run: ScoredRun, next_run: tuple[ScoredRun, set[str]]) -> None:
     for kind in ("scores", "rejects", "alerts"):
-        table = pd.read_parquet(local_night.files / kind)
-        nights = Counter({night.record["run_id"]: len(night.rows(kind)) for night in (local_night, next_night[0])})
+        table = pd.read_parquet(local_run.files / kind)
+        nights = Counter(
+            {scored_run.record.run_id: len(scored_run.rows(kind)) for scored_run in (local_run, next_run[0])}
+        )
         assert Counter(table["run_id"]) == +nights
-    assert set(pd.read_parquet(local_night.files / "scores")["run_date"]) == {"2026-11-20", "2026-11-21"}
+    assert set(pd.read_parquet(local_run.files / "scores")["run_date"]) == {"2026-11-20", "2026-11-21"}
 
 
-def test_a_finished_night_run_again_changes_nothing(local_night: Night, bundle_path: Path, contents: Contents) -> None:
-    before = contents(local_night.files)
-    spellings = [local_night.archive, f"{local_night.archive}/", f"file://{local_night.archive}"]
+def test_a_finished_night_run_again_changes_nothing(
+    local_run: ScoredRun, bundle_path: Path, contents: Contents
+) -> None:
+    before = contents(local_run.files)
+    spellings = [local_run.archive, f"{local_run.archive}/", f"file://{local_run.archive}"]
     for spelling in spellings:
-        outcome = score(settings(spelling, f"{local_night.out}/", bundle_path, run_date="2026-11-20"), say=silent)
-        assert (outcome.changed, outcome.record) == (False, local_night.record)
-    assert contents(local_night.files) == before
+        outcome = score(settings(spelling, f"{local_run.out}/", bundle_path, run_date="2026-11-20"), say=silent)
+        assert (outcome.changed, outcome.record) == (False, local_run.record)
+    assert contents(local_run.files) == before
 
 
 def test_another_model_scores_everything_again_beside_the_first(
-    s3_night: Night, bundle_path: Path, other_bundle_path: Path, contents: Contents
+    s3_run: ScoredRun, scored_in_this_process: None, other_bundle_path: Path, contents: Contents
 ) -> None:
-    before = contents(s3_night.files)
-    outcome = score(
-        settings(
-            *(f"{s3_night.archive}/", s3_night.out, other_bundle_path),
-            run_date="2026-11-20",
-            max_bytes=MAX_BYTES,
-            workers=1,
-        ),
-        say=silent,
-    )
-    other = Night(s3_night.archive, s3_night.out, s3_night.files, {}, outcome)
-    assert outcome.record["counts"]["done_before"] == 0
-    assert outcome.record["run_id"] != s3_night.record["run_id"]
-    assert outcome.record["model_version"] != s3_night.record["model_version"]
-    first, second = (night.rows("scores").set_index("image_uri") for night in (s3_night, other))
+    before = contents(s3_run.files)
+    places = (f"{s3_run.archive}/", s3_run.out, other_bundle_path)
+    outcome = score(settings(*places, run_date="2026-11-20", max_bytes=MAX_BYTES), say=silent)
+    other = ScoredRun(s3_run.archive, s3_run.out, s3_run.files, {}, outcome)
+    assert outcome.record.counts.done_before == 0
+    assert outcome.record.run_id != s3_run.record.run_id
+    assert outcome.record.model_version != s3_run.record.model_version
+    first, second = (scored_run.rows("scores").set_index("image_uri") for scored_run in (s3_run, other))
     assert sorted(first.index) == sorted(second.index)
     assert np.abs(first["p_melanoma"] - second["p_melanoma"]).max() > 1e-3
-    after = contents(s3_night.files)
+    after = contents(s3_run.files)
     assert {name: after[name] for name in before} == before
-    assert len(pd.read_parquet(s3_night.files / "scores")) == 2 * len(first)
+    assert len(pd.read_parquet(s3_run.files / "scores")) == 2 * len(first)
 
 
 def test_all_scores_again_what_is_scored(
-    local_night: Night, next_night: tuple[Night, set[str]], tmp_path: Path, bundle_path: Path
+    local_run: ScoredRun,
+    next_run: tuple[ScoredRun, set[str]],
+    scored_in_this_process: None,
+    tmp_path: Path,
+    bundle_path: Path,
 ) -> None:
     out = tmp_path / "results"
-    shutil.copytree(local_night.files, out)
+    shutil.copytree(local_run.files, out)
     counts = []
     for date, everything in [("2026-11-22", False), ("2026-11-23", True)]:
-        chosen = settings(
-            local_night.archive, out, bundle_path, run_date=date, all=everything, max_bytes=MAX_BYTES, workers=1
-        )
-        counts.append(score(chosen, say=silent).record["counts"])
-    assert (counts[0]["scored"], counts[0]["alerts"]) == (0, 0)
+        chosen = settings(local_run.archive, out, bundle_path, run_date=date, all=everything, max_bytes=MAX_BYTES)
+        counts.append(score(chosen, say=silent).record.counts)
+    assert (counts[0].scored, counts[0].alerts) == (0, 0)
     assert read_alerts(str(out), "2026-11-22").num_rows == 0
-    assert (counts[1]["scored"] + counts[1]["rejected"], counts[1]["done_before"]) == (counts[0]["listed"], 0)
-    assert counts[1]["scored"] == len(local_night.rows("scores")) + 3, "two that are new, and one that came back"
-    assert read_alerts(str(out)).num_rows == counts[1]["alerts"] > 0
+    assert (counts[1].scored + counts[1].rejected, counts[1].done_before) == (counts[0].listed, 0)
+    assert counts[1].scored == len(local_run.rows("scores")) + 3, "two that are new, and one that came back"
+    assert read_alerts(str(out)).num_rows == counts[1].alerts > 0
 
 
 @pytest.mark.slow
@@ -470,8 +481,8 @@ def test_what_can_never_be_read_does_not_stop_the_nights(
     found = []
     # On the second night there is nothing but what could not be read on the first.
     for date in ("2026-11-20", "2026-11-21"):
-        counts = score(settings(archive, out, bundle_path, run_date=date, workers=1), say=silent).record["counts"]
-        found.append((counts["done_before"], counts["scored"], counts["rejects_by_kind"]))
+        counts = score(settings(archive, out, bundle_path, run_date=date, workers=1), say=silent).record.counts
+        found.append((counts.done_before, counts.scored, counts.rejects_by_kind))
     assert found == [(0, 8, {"access": 2}), (8, 0, {"access": 2})]
 
 
@@ -492,7 +503,7 @@ def test_a_run_survives_the_death_of_its_worker(
         (archive / f"{number}.jpg").write_bytes(data)
     seen: list[set[int]] = []
 
-    def kill_one(_: Watch) -> None:
+    def kill_one(_: Progress) -> None:
         seen.append({pid for pid, command in descendants(os.getpid()).items() if "ShardScorer" in command})
         if len(seen) == 1:
             os.kill(min(seen[0]), signal.SIGKILL)
@@ -500,25 +511,25 @@ def test_a_run_survives_the_death_of_its_worker(
     # A worker on every core there is: none is left for anything else.
     record = score(settings(archive, tmp_path / "out", bundle_path, shard_size=2), kill_one, silent).record
     assert set.union(*seen) - seen[0], "the worker had nothing left to do when it was killed"
-    assert (record["counts"]["scored"], record["counts"]["rejected"]) == (48, 0)
+    assert (record.counts.scored, record.counts.rejected) == (48, 0)
     uris = pd.read_parquet(tmp_path / "out" / "scores")["image_uri"]
     assert sorted(uris) == sorted(str(path) for path in archive.iterdir())
 
 
 @pytest.fixture
-def died_before_its_record(s3_night: Night, s3: LocalS3, bucket: str) -> tuple[Path, str]:
+def died_before_its_record(s3_run: ScoredRun, s3: LocalS3, bucket: str) -> tuple[Path, str]:
     """What the night leaves that dies after its last shard: all but the commit record. And its URI."""
     out = s3.root / bucket
     for kind in ("scores", "rejects", "alerts", "runs", "plans"):
-        for path in (s3_night.files / kind).rglob(f"run_id={s3_night.record['run_id']}/**/*.*"):
-            target = out / path.relative_to(s3_night.files)
+        for path in (s3_run.files / kind).rglob(f"run_id={s3_run.record.run_id}/**/*.*"):
+            target = out / path.relative_to(s3_run.files)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
     return out, f"s3://{bucket}"
 
 
 def test_a_night_that_died_before_its_record_is_committed_and_then_the_next_one_is_begun(
-    died_before_its_record: tuple[Path, str], s3_night: Night, bundle_path: Path, contents: Contents
+    died_before_its_record: tuple[Path, str], s3_run: ScoredRun, bundle_path: Path, contents: Contents
 ) -> None:
     out, uri = died_before_its_record
     with pytest.raises(InputError, match="no finished run"):
@@ -526,17 +537,17 @@ def test_a_night_that_died_before_its_record_is_committed_and_then_the_next_one_
     before = contents(out)
     # The command of the next night, as a scheduler gives it: without a date.
     said: list[str] = []
-    outcome = score(settings(s3_night.archive, uri, bundle_path, max_bytes=MAX_BYTES), say=said.append)
+    outcome = score(settings(s3_run.archive, uri, bundle_path, max_bytes=MAX_BYTES), say=said.append)
     after = contents(out)
-    name = f"runs/run_id={s3_night.record['run_id']}.json"
-    assert json.loads(after[name][1])["counts"] == s3_night.record["counts"]
-    again = {name for name in before if name.startswith("alerts/") or name.endswith("run.html")}
-    assert {name for name in before if after[name] != before[name]} == again
-    assert said[0] == f"Going on with the run {s3_night.record['run_id']}."
+    name = f"runs/run_id={s3_run.record.run_id}.json"
+    assert json.loads(after[name][1])["counts"] == s3_run.record.counts.to_json()
+    rewritten = {name for name in before if name.startswith("alerts/") or name.endswith("run.html")}
+    assert {name for name in before if after[name] != before[name]} == rewritten
+    assert said[0] == f"Resuming the run {s3_run.record.run_id}."
     # All that it still lists was done the night before.
-    assert outcome.record["run_date"] > "2026-11-20"
-    counts = outcome.record["counts"]
-    assert (counts["scored"], counts["rejected"], counts["done_before"]) == (0, 0, len(s3_night.expected) - 1)
+    assert outcome.record.run_date > "2026-11-20"
+    counts = outcome.record.counts
+    assert (counts.scored, counts.rejected, counts.done_before) == (0, 0, len(s3_run.expected) - 1)
 
 
 def test_a_worker_that_cannot_write_ends_the_run_with_its_reason(
@@ -550,7 +561,7 @@ def test_a_worker_that_cannot_write_ends_the_run_with_its_reason(
         score(chosen, say=silent)
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
-    assert "not a directory. The same command goes on with it." in str(caught.value)
+    assert "not a directory. The same command resumes it." in str(caught.value)
     assert not list((out / "runs").glob("*.json"))
 
 
@@ -558,18 +569,18 @@ def test_a_worker_that_cannot_write_ends_the_run_with_its_reason(
 
 
 def test_a_run_id_of_another_archive_model_or_date_is_refused(
-    local_night: Night, lesions: Path, bundle_path: Path, other_bundle_path: Path, contents: Contents
+    local_run: ScoredRun, lesions: Path, bundle_path: Path, other_bundle_path: Path, contents: Contents
 ) -> None:
-    before = contents(local_night.files)
-    taken = local_night.record["run_id"]
+    before = contents(local_run.files)
+    taken = local_run.record.run_id
     for chosen in (
-        settings(lesions, local_night.out, bundle_path, run_id=taken),
-        settings(local_night.archive, local_night.out, other_bundle_path, run_id=taken),
-        settings(local_night.archive, local_night.out, bundle_path, run_id=taken, run_date="2026-11-19"),
+        settings(lesions, local_run.out, bundle_path, run_id=taken),
+        settings(local_run.archive, local_run.out, other_bundle_path, run_id=taken),
+        settings(local_run.archive, local_run.out, bundle_path, run_id=taken, run_date="2026-11-19"),
     ):
         with pytest.raises(InputError, match=r"choose another --run-id"):
             score(chosen, say=silent)
-    assert contents(local_night.files) == before
+    assert contents(local_run.files) == before
 
 
 @pytest.mark.parametrize("below", ["", "results", "deep/er"])
@@ -586,16 +597,16 @@ def test_results_within_the_archive_are_refused(
 
 
 def test_alerts_of_a_day_without_a_run_name_the_days_that_have_one(
-    local_night: Night, next_night: tuple[Night, set[str]], tmp_path: Path
+    local_run: ScoredRun, next_run: tuple[ScoredRun, set[str]], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="there are runs of 2026-11-20, 2026-11-21"):
-        read_alerts(local_night.out, "2026-11-22")
+        read_alerts(local_run.out, "2026-11-22")
     with pytest.raises(InputError, match="no finished run"):
         read_alerts(str(tmp_path))
 
 
 def test_with_a_key_no_identifier_is_anywhere(
-    tmp_path: Path, bundle_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bundle_path: Path, scored_in_this_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "archive").mkdir()
     names: dict[str, Any] = {
@@ -604,13 +615,13 @@ def test_with_a_key_no_identifier_is_anywhere(
         "BodyPartExamined": "BACK",
     }
     for number in range(24):
-        data = synthetic.dicom_file([draw("MEL", number)], **names)
+        data = dicom_file([draw("MEL", number)], **names)
         (tmp_path / "archive" / f"{number}.dcm").write_bytes(data if number else data[:-999])
     places = (tmp_path / "archive", tmp_path / "out", bundle_path)
-    own = settings(*places, workers=1, run_date="2026-11-20", run_id="first")
+    chosen = settings(*places, workers=1, run_date="2026-11-20", run_id="first")
     monkeypatch.setenv(privacy.KEY, "a key that is a secret")
     said: list[str] = []
-    assert score(own, say=said.append).record["counts"]["alerts"] > 0
+    assert score(chosen, say=said.append).record.counts.alerts > 0
     pseudonym = privacy.from_environment(False).pseudonym("Mustermann-4711")
     alerts = read_alerts(str(tmp_path / "out"))
     assert set(alerts["patient_id"].to_pylist()) == {pseudonym}
@@ -627,4 +638,4 @@ def test_with_a_key_no_identifier_is_anywhere(
         score(later, say=silent)
     (tmp_path / "out" / "runs" / "run_id=first.json").unlink()
     with pytest.raises(InputError, match="begun with another MELANOMA_PSEUDONYM_KEY"):
-        score(own, say=silent)
+        score(chosen, say=silent)

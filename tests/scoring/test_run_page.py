@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 from melanoma import storage
-from melanoma.demo import synthetic
+from melanoma.demo.archive_files import dicom_file
+from melanoma.demo.lesions import draw_lesion
 from melanoma.imaging.errors import ImageError
 from melanoma.imaging.limits import Limits
 from melanoma.model.bundle import Bundle
 from melanoma.scoring import drift, run_page, tables
-from melanoma.scoring.run_page import Shown
+from melanoma.scoring.record import RunRecord
+from melanoma.scoring.run_page import AlertPictures
 
 STAGES = {
     "workers": 2,
@@ -38,32 +40,34 @@ def values(images: int, sharper: float = 1.0, seed: int = 0) -> dict[str, np.nda
     }
 
 
-def record(images: int = 200, **measured: Any) -> dict[str, Any]:
-    return {
-        "run_id": "run-1",
-        "run_date": "2026-11-20",
-        "archive": "s3://archive",
-        "model_version": "abc",
-        "finished_at": "2026-11-20T03:00:00+00:00",
-        "counts": {
-            "listed": 1003,
-            "done_before": 800,
-            "scored": images,
-            "rejected": 3,
-            "alerts": 4,
-            "urgent": 1,
-            "review": 3,
-            "rejects_by_kind": {"truncated": 3},
-        },
-        "stages": STAGES,
-        "seconds": 3731.0,
-        "thresholds": {"review": 0.1, "urgent": 0.5},
-        "versions": {"melanoma": "1"},
-        "distribution": run_page.distribution(values(images, **measured)),
-    }
+def record(images: int = 200, **measured: Any) -> RunRecord:
+    return RunRecord.model_validate(
+        {
+            "run_id": "run-1",
+            "run_date": "2026-11-20",
+            "archive": "s3://archive",
+            "model_version": "abc",
+            "finished_at": "2026-11-20T03:00:00+00:00",
+            "counts": {
+                "listed": 1003,
+                "done_before": 800,
+                "scored": images,
+                "rejected": 3,
+                "alerts": 4,
+                "urgent": 1,
+                "review": 3,
+                "rejects_by_kind": {"truncated": 3},
+            },
+            "stages": STAGES,
+            "seconds": 3731.0,
+            "thresholds": {"review": 0.1, "urgent": 0.5},
+            "versions": {"melanoma": "1"},
+            "distribution": drift.distribution(values(images, **measured)),
+        }
+    )
 
 
-def alert(rank: int, **own: Any) -> dict[str, Any]:
+def alert(rank: int, **columns: Any) -> dict[str, Any]:
     names = dict.fromkeys(tables.ALERTS.names)
     return {
         **names,
@@ -77,16 +81,16 @@ def alert(rank: int, **own: Any) -> dict[str, Any]:
         "copies": [],
         "is_held_back": False,
         "content_sha256": f"{rank:064x}",
-        **own,
+        **columns,
     }
 
 
 def page(
     alerts: Sequence[Mapping[str, Any]] = (),
-    shown: Sequence[Shown] = (),
-    earlier: Sequence[Mapping[str, Any]] = (),
+    shown: Sequence[AlertPictures] = (),
+    earlier: Sequence[RunRecord] = (),
     rejects: Mapping[str, Any] | None = None,
-    tonight: Mapping[str, Any] | None = None,
+    tonight: RunRecord | None = None,
 ) -> str:
     return run_page.render(tonight or record(), earlier, alerts, shown, rejects or {})
 
@@ -97,7 +101,7 @@ def words(html: str) -> str:
 
 
 def test_the_page_needs_nothing_else() -> None:
-    html = page([alert(1)], [Shown("data:image/jpeg;base64,AA", "data:image/jpeg;base64,BB")])
+    html = page([alert(1)], [AlertPictures("data:image/jpeg;base64,AA", "data:image/jpeg;base64,BB")])
     assert "default-src 'none'" in html
     assert "<script" not in html
     assert all(source.startswith("data:image/") for source in re.findall(r'(?:src|href)="([^"]*)"', html))
@@ -106,15 +110,17 @@ def test_the_page_needs_nothing_else() -> None:
 
 def test_words_from_outside_are_no_markup() -> None:
     evil = '<script>alert("1")</script>'
-    own = alert(1, image_uri=evil, patient_id=evil, body_site=evil, first_raised=evil)
+    columns = alert(1, image_uri=evil, patient_id=evil, body_site=evil, first_raised=evil)
     rejected = {"truncated": [{"image_uri": evil, "error": evil}]}
-    html = page([own, alert(2, image_uri=evil + "2")], [Shown(why_not=evil)], rejects=rejected)
+    html = page([columns, alert(2, image_uri=evil + "2")], [AlertPictures(why_not=evil)], rejects=rejected)
     assert "<script" not in html
     assert html.count("&lt;script&gt;") == 8
 
 
 def test_counts_and_what_is_new() -> None:
-    html = words(page([alert(1), alert(2, first_raised="2026-11-18", copies=["x", "y"])], [Shown(), Shown()]))
+    html = words(
+        page([alert(1), alert(2, first_raised="2026-11-18", copies=["x", "y"])], [AlertPictures(), AlertPictures()])
+    )
     assert "1 urgent and 3 to review, 1 of them new." in html
     assert "3 of 203 images could not be read and were not looked at" in html
     assert "raised before, on 2026-11-18; 2 more images of the same photograph" in html
@@ -125,7 +131,7 @@ def test_counts_and_what_is_new() -> None:
 
 def test_alerts_of_a_patient_stand_together() -> None:
     alerts = [alert(1, patient_id="A"), alert(2), alert(3, patient_id="B"), alert(4, patient_id="A")]
-    html = page(alerts, [Shown()] * 4)
+    html = page(alerts, [AlertPictures()] * 4)
     ranks = re.findall(r'class="rank">(\d+)<', html)
     assert ranks == ["1", "4", "2", "3"]
     assert re.findall(r"<h3>(.*?)</h3>", html) == [
@@ -136,7 +142,7 @@ def test_alerts_of_a_patient_stand_together() -> None:
 
 def test_alerts_without_a_picture_are_lines_of_a_table_and_then_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_page, "ROWS_SHOWN", 2)
-    html = page([alert(number) for number in range(1, 6)], [Shown()])
+    html = page([alert(number) for number in range(1, 6)], [AlertPictures()])
     assert re.findall(r"s3://archive/(\d)\.jpg", html) == ["1", "2", "3"]
     assert "2 more alerts are left out here" in words(html)
 
@@ -150,22 +156,22 @@ def test_a_changed_camera_is_said_at_the_top() -> None:
     earlier = [record(seed=number) for number in range(1, 6)]
     changed = page(tonight=record(sharper=4.0), earlier=earlier)
     assert "look for another camera" in words(changed[: changed.index("<main>")])
-    alike = words(page(earlier=earlier))
-    assert "camera" not in alike
-    assert "Compared with 1,000 images of 5 earlier nights" in alike
+    unchanged = words(page(earlier=earlier))
+    assert "camera" not in unchanged
+    assert "Compared with 1,000 images of 5 earlier nights" in unchanged
     assert "There is no earlier night" in words(page())
 
 
 @pytest.mark.parametrize("images", [0, 1, 49, 200, 5000])
 def test_a_record_holds_the_distribution(images: int) -> None:
     measured = values(images)
-    held = run_page.distribution(measured)
-    assert max(map(len, held["quantiles"].values())) <= 201
-    again = run_page.compared([held])
+    held = drift.distribution(measured)
+    assert max(map(len, held.quantiles.values())) <= 201
+    restored = drift.values([held])
     for name, value in measured.items():
-        assert len(again[name]) == min(images, 2000)
+        assert len(restored[name]) == min(images, 2000)
         if images >= 200:
-            both = [np.sort(value), np.sort(again[name])]
+            both = [np.sort(value), np.sort(restored[name])]
             steps = np.concatenate(both)
             shares = [np.searchsorted(each, steps, side="right") / len(each) for each in both]
             assert np.abs(shares[0] - shares[1]).max() < 0.02
@@ -173,7 +179,7 @@ def test_a_record_holds_the_distribution(images: int) -> None:
 
 def test_nights_count_by_their_images() -> None:
     small, large = ({name: np.full(n, v) for name in values(1)} for n, v in ((100, 0.0), (900, 1.0)))
-    stands = run_page.compared([run_page.distribution(small), run_page.distribution(large)])
+    stands = drift.values([drift.distribution(small), drift.distribution(large)])
     assert stands["sharpness"].mean() == pytest.approx(0.9)
     assert set(stands) == {*drift.PICTURE, *drift.PROBABILITY}
 
@@ -208,8 +214,8 @@ def test_what_is_held_back_is_not_even_fetched(bundle: Bundle, lesion: Callable[
 
 
 def test_the_frame_of_the_score_is_shown(bundle: Bundle) -> None:
-    frames = [synthetic.draw_lesion(code, 1, 120, 100) for code in ("NV", "MEL")]
-    data = synthetic.dicom_file(frames)
+    frames = [draw_lesion(code, 1, 120, 100) for code in ("NV", "MEL")]
+    data = dicom_file(frames)
     digest = hashlib.sha256(data).hexdigest()
     first, second = run_page.pictures(
         [alert(1, frame=1, content_sha256=digest), alert(1, frame=2, content_sha256=digest)],
@@ -217,7 +223,7 @@ def test_the_frame_of_the_score_is_shown(bundle: Bundle) -> None:
         bundle,
         Limits(),
     )
-    alone = synthetic.dicom_file(frames[1:])
+    alone = dicom_file(frames[1:])
     (only,) = run_page.pictures(
         [alert(1, content_sha256=hashlib.sha256(alone).hexdigest())], lambda uri: alone, bundle, Limits()
     )
@@ -226,7 +232,7 @@ def test_the_frame_of_the_score_is_shown(bundle: Bundle) -> None:
 
 def test_explanations_are_files(tmp_path: Any) -> None:
     table = pa.Table.from_pylist([alert(1), alert(2), alert(3)], schema=tables.ALERTS)
-    shown = [Shown(explanation=b"picture"), Shown(why_not="held back")]
+    shown = [AlertPictures(explanation=b"picture"), AlertPictures(why_not="held back")]
     found = run_page.write_explanations(str(tmp_path), table, shown, storage.Store())
     assert found.schema == tables.ALERTS
     uris = found["explanation_uri"].to_pylist()

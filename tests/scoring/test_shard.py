@@ -21,9 +21,10 @@ from melanoma.imaging.errors import ImageError
 from melanoma.imaging.limits import Limits
 from melanoma.model.bundle import Bundle
 from melanoma.privacy import Privacy
+from melanoma.scoring import fetch, shard
 from melanoma.scoring import plan as plans
-from melanoma.scoring import shard as scoring
 from melanoma.scoring.config import ScoreConfig
+from melanoma.scoring.record import RunHeader
 from tests.support.faulty_proxy import FaultyProxy, at_random, faulty_proxy
 
 LIMITS = Limits(max_bytes=10_000, max_pixels=10_000)
@@ -62,9 +63,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     return made
 
 
-def fetching(table: pa.Table, own: ScoreConfig) -> Iterator[tuple[str, Any]]:
-    with ThreadPoolExecutor(own.requests) as pool:
-        yield from scoring.fetch_ahead(table, pool, own, LIMITS, storage.Store(own.patience))
+def fetching(table: pa.Table, chosen: ScoreConfig) -> Iterator[tuple[str, Any]]:
+    with ThreadPoolExecutor(chosen.requests) as pool:
+        yield from fetch.fetch_ahead(table, pool, chosen, LIMITS, storage.Store(chosen.patience))
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,8 @@ def fetching(table: pa.Table, own: ScoreConfig) -> Iterator[tuple[str, Any]]:
 )
 def test_as_much_is_in_flight_as_is_allowed(store: Store, sizes: list[int], values: dict[str, int], asked: int) -> None:
     found: list[tuple[str, Any]] = []
-    own = settings(**values)
-    thread = threading.Thread(target=lambda: found.extend(fetching(rows(sizes), own)))
+    chosen = settings(**values)
+    thread = threading.Thread(target=lambda: found.extend(fetching(rows(sizes), chosen)))
     thread.start()
     deadline = time.monotonic() + 10
     while len(store.asked) < asked and time.monotonic() < deadline:
@@ -108,7 +109,9 @@ def through(s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     storage.forget_client()
 
 
-def test_a_store_on_a_bad_day_loses_nothing(s3: LocalS3, bucket: str, through: Callable[..., Any]) -> None:
+def test_a_store_on_a_bad_day_loses_nothing(
+    s3: LocalS3, bucket: str, through: Callable[..., Any], quick_retries: None
+) -> None:
     contents = {f"s3://{bucket}/{number:03}.jpg": bytes([number]) * 5000 for number in range(100)}
     for uri, data in contents.items():
         storage.write_bytes(uri, data)
@@ -121,13 +124,15 @@ def test_a_store_on_a_bad_day_loses_nothing(s3: LocalS3, bucket: str, through: C
     assert set(proxy.faults) == {"", "busy", "reset", "truncate", "slow"}
 
 
-def test_a_store_that_is_away_for_a_while_is_waited_for(s3: LocalS3, bucket: str, through: Callable[..., Any]) -> None:
+def test_a_store_that_is_away_for_a_while_is_waited_for(
+    s3: LocalS3, bucket: str, through: Callable[..., Any], quick_retries: None
+) -> None:
     storage.write_bytes(f"s3://{bucket}/a.jpg", b"data")
     table = planned({f"s3://{bucket}/a.jpg": 4})
     with faulty_proxy(s3.endpoint, lambda method, path: "") as proxy:
         through(proxy)
         proxy.down.set()
-        threading.Timer(8, proxy.down.clear).start()
+        threading.Timer(2, proxy.down.clear).start()
         assert dict(fetching(table, settings(patience=60))) == {f"s3://{bucket}/a.jpg": b"data"}
 
 
@@ -135,9 +140,8 @@ def test_a_store_that_is_gone_ends_the_run_however_small_its_shards_are(
     bundle: Bundle, lesions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     infos = list(storage.list_objects(str(lesions)))[:9]
-    about = {"run_date": "2026-11-20"}
-    plan = plans.freeze(str(tmp_path), "a", about, infos, [], lambda images: 3)
-    scorer = scoring.ShardScorer(bundle, plan, settings(requests=5, patience=0), Privacy())
+    plan = plans.freeze(str(tmp_path), "a", RunHeader(run_date="2026-11-20"), infos, [], lambda images: 3)
+    scorer = shard.ShardScorer(bundle, plan, settings(requests=5, patience=0), Privacy())
 
     def away(uri: str, limit: int) -> bytes:
         raise storage.UnavailableError("away")
@@ -145,17 +149,17 @@ def test_a_store_that_is_gone_ends_the_run_however_small_its_shards_are(
     read = storage.read_bytes
     monkeypatch.setattr(storage, "read_bytes", lambda uri, limit=None: away(uri, limit) if limit else read(uri))
     assert scorer(pa.table({"shard": [0]}))["rejects_access"][0].as_py() == 3
-    with pytest.raises(MelanomaError, match="5 images one after the other could not be fetched"):
+    with pytest.raises(MelanomaError, match="5 images in a row could not be fetched"):
         scorer(pa.table({"shard": [1]}))
 
 
-def test_patience_ends(s3: LocalS3, bucket: str, through: Callable[..., Any]) -> None:
+def test_patience_ends(s3: LocalS3, bucket: str, through: Callable[..., Any], quick_retries: None) -> None:
     storage.write_bytes(f"s3://{bucket}/a.jpg", b"data")
     table = planned({f"s3://{bucket}/a.jpg": 4})
     with faulty_proxy(s3.endpoint, lambda method, path: "busy") as proxy:
         through(proxy)
         [(uri, data)] = fetching(table, settings(patience=0))
-    (image,) = scoring.decode_one(uri, data, 32, LIMITS)
+    (image,) = shard.decode_one(uri, data, 32, LIMITS)
     assert image.error_kind == "access"
     assert image.error is not None
     assert "SlowDown" in image.error
@@ -187,7 +191,9 @@ def archived(path: Path, files: dict[str, bytes]) -> pa.Table:
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
     info = storage.info(str(path))
-    frozen = plans.freeze(str(path.parent / "out"), "a", {"run_date": ""}, [info], [], lambda images: max(1, images))
+    frozen = plans.freeze(
+        str(path.parent / "out"), "a", RunHeader(run_date=""), [info], [], lambda images: max(1, images)
+    )
     return storage.read_table(frozen.uri(0))
 
 
@@ -220,7 +226,7 @@ def test_members_that_lie_side_by_side_are_fetched_together(tmp_path: Path, suff
 
 
 def test_no_request_is_larger_than_that(tmp_path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_TOGETHER", 10_000)
+    monkeypatch.setattr(fetch, "_MAX_RANGE", 10_000)
     table = archived(tmp_path / "a.tar", FILES)
     reads.clear()
     assert list(dict(fetching(table, settings())).values()) == list(FILES.values())
@@ -253,7 +259,7 @@ def test_of_an_archive_that_was_written_again_nothing_is_taken(tmp_path: Path, s
 def test_what_is_refused_in_a_directory_is_not_fetched(tmp_path: Path, reads: list[int]) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar at all")
     info = storage.info(str(tmp_path / "a.tar"))
-    frozen = plans.freeze(str(tmp_path / "out"), "a", {"run_date": ""}, [info], [], lambda images: images)
+    frozen = plans.freeze(str(tmp_path / "out"), "a", RunHeader(run_date=""), [info], [], lambda images: images)
     reads.clear()
     ((uri, found),) = fetching(storage.read_table(frozen.uri(0)), settings())
     assert (uri, found.kind, reads) == (str(tmp_path / "a.tar"), "truncated", [])

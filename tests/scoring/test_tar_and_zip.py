@@ -203,7 +203,7 @@ def test_what_lies_behind_the_end_is_said(tmp_path: Path, bucket: str) -> None:
     twice = (tmp_path / "a.tar").read_bytes() * 2
     storage.write_bytes(f"s3://{bucket}/twice.tar", twice)
     read = found(f"s3://{bucket}/twice.tar")
-    assert read[-1].refused == "The archive goes on behind its end, where nothing is read."
+    assert read[-1].refused == "The archive has data behind its end, which is not read."
     assert len(read) == len(FILES) + 1
 
 

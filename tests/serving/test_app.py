@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from melanoma import taxonomy
-from melanoma.demo import synthetic
+from melanoma.demo.archive_files import broken_files, good_files
+from melanoma.demo.lesions import draw_lesion
 from melanoma.demo.local_s3 import _ended_with_this_process
 from melanoma.imaging.limits import Limits
 from melanoma.model import triage
@@ -112,8 +113,8 @@ def test_a_picture_is_answered_with_the_columns_of_a_score(
 def test_the_endpoint_answers_as_the_command_does(
     server: Server, command: Callable[..., Any], bundle_path: Path, tmp_path: Path
 ) -> None:
-    pictures = [synthetic.draw_lesion(taxonomy.CODES[n % 9], n, 120, 100) for n in range(48)]
-    files = [data for _, data in synthetic.good_files(pictures)]
+    pictures = [draw_lesion(taxonomy.CODES[n % 9], n, 120, 100) for n in range(48)]
+    files = [data for _, data in good_files(pictures)]
     paths = []
     for number, data in enumerate(files):
         paths.append(tmp_path / f"{number:02}")
@@ -143,14 +144,14 @@ def test_health_is_answered_without_a_key(server: Server, bundle: Bundle) -> Non
 def test_what_is_too_large_is_refused(server: Server) -> None:
     status, answer = server.predict(bytes(MAX_BYTES + 1))
     assert (status, answer["error_kind"]) == (413, "too_large")
-    bomb = next(file for file in synthetic.broken_files() if file.error_kind == "too_large")
+    bomb = next(file for file in broken_files() if file.error_kind == "too_large")
     status, answer = server.predict(bomb.data)
     assert (status, answer["error_kind"]) == (413, "too_large")
     assert server.predict(bytes(MAX_BYTES))[0] == 422
 
 
 def test_what_is_no_picture_says_why(server: Server) -> None:
-    for file in synthetic.broken_files():
+    for file in broken_files():
         if file.error_kind == "too_large":
             continue
         status, answer = server.predict(file.data)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from melanoma import config, ray_session, taxonomy
-from melanoma.demo import synthetic
-from melanoma.training import loop, train
+from melanoma.demo.lesions import draw_lesion
 from melanoma.training.config import TrainConfig
+from melanoma.training.data import Split, TrainingData
+from melanoma.training.fit import fit
+from melanoma.training.tracking import OnEpoch
 
 SIZE = 32
 TRAIN = 64
@@ -44,15 +46,16 @@ def settings(checkpoints: str, workers: int | tuple[int, int], **values: Any) ->
     )
 
 
-def learn(own: TrainConfig, on_epoch: train.OnEpoch) -> tuple[list[np.ndarray], list[dict[str, float]]]:
+def learn(training: TrainConfig, on_epoch: OnEpoch) -> tuple[list[np.ndarray], list[dict[str, float]]]:
     """The weights that the run ends with, and its history."""
-    images = np.stack([synthetic.draw_lesion(label, seed, SIZE, SIZE) for seed, label in enumerate(LABELS)])
-    splits = {
-        "train": loop.Split(np.arange(TRAIN), LABELS[:TRAIN]),
-        "validation": loop.Split(np.arange(TRAIN, len(LABELS)), LABELS[TRAIN:]),
-    }
-    model, history, _ = train.fit(own, images, splits, on_epoch)
-    return [np.asarray(weights) for weights in model.get_weights()], history
+    images = np.stack([draw_lesion(label, seed, SIZE, SIZE) for seed, label in enumerate(LABELS)])
+    data = TrainingData(
+        images,
+        train=Split(np.arange(TRAIN), LABELS[:TRAIN]),
+        validation=Split(np.arange(TRAIN, len(LABELS)), LABELS[TRAIN:]),
+    )
+    trained = fit(training, data, on_epoch)
+    return [np.asarray(weights) for weights in trained.model.get_weights()], trained.history
 
 
 def main() -> None:

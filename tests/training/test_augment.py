@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from melanoma import config
-from melanoma.demo.synthetic import draw_lesion
+from melanoma.demo.lesions import draw_lesion
 from melanoma.errors import InputError
 from melanoma.training.augment import augment, operations
 from melanoma.training.config import Augmentation, TrainConfig

@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from melanoma import ray_session, storage
+from melanoma import storage
 from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import MelanomaError
 from tests.support import disturbed_training as disturbed
+from tests.support.shared_ray import SharedRay
 
 Learned = tuple[list[np.ndarray], list[dict[str, float]]]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    own = disturbed.settings(str(tmp_path_factory.mktemp("undisturbed")), 1)
-    learned: Learned = disturbed.learn(own, lambda metrics: None)
+    training = disturbed.settings(str(tmp_path_factory.mktemp("undisturbed")), 1)
+    learned: Learned = disturbed.learn(training, lambda metrics: None)
     return learned
 
 
@@ -80,16 +81,17 @@ def _assert_same(found: Learned, expected: Learned, tolerance: float) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(undisturbed: Learned, tmp_path: Path) -> None:
     epochs: list[float] = []
     found = disturbed.learn(disturbed.settings(str(tmp_path), 1), _kill_a_worker_after_an_epoch(tmp_path, epochs))
     _assert_same(found, undisturbed, 0)
-    # It went on from the checkpoint: the first epoch was trained once.
+    # It resumed from the checkpoint: the first epoch was trained once.
     assert epochs.count(1) == 1
     assert epochs[-1] == disturbed.EPOCHS
 
 
-def test_one_worker_goes_on_with_what_two_began(undisturbed: Learned, tmp_path: Path) -> None:
+def test_one_worker_resumes_what_two_began(undisturbed: Learned, tmp_path: Path) -> None:
     two = disturbed.settings(str(tmp_path), 2, max_failures=0)
     with pytest.raises(MelanomaError, match="Training failed in a worker"):
         disturbed.learn(two, _kill_a_worker_after_an_epoch(tmp_path, []))
@@ -107,7 +109,7 @@ def _run(folder: str, out: Path) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "s3"])
-def test_a_killed_driver_is_gone_on_with_by_the_same_command(
+def test_a_killed_driver_is_resumed_by_the_same_command(
     undisturbed: Learned, tmp_path: Path, s3: LocalS3, bucket: str, place: str
 ) -> None:
     """The driver dies with its whole machine: Ray, the workers, and all that they had in memory."""
@@ -134,32 +136,31 @@ def test_a_killed_driver_is_gone_on_with_by_the_same_command(
 
 
 @pytest.mark.slow
-def test_the_group_shrinks_when_a_node_dies(undisturbed: Learned, tmp_path: Path) -> None:
-    """Elastic: two workers on two machines, of which one dies; one worker goes on, and learns the same."""
+def test_the_group_shrinks_when_a_node_dies(undisturbed: Learned, shared_ray: SharedRay, tmp_path: Path) -> None:
+    """Elastic: two workers on two machines, of which one dies; one worker continues, and learns the same."""
     import ray
     from ray.cluster_utils import Cluster
 
-    ray_session.disconnect()
-    # A worker fits on each of the first two; the third has a core for Ray Data.
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    lost = nodes.add_node(num_cpus=2)
-    nodes.add_node(num_cpus=1)
-    try:
-        ray.init(address=nodes.address, log_to_driver=False)
-        epochs: list[float] = []
+    with shared_ray.set_aside():
+        # A worker fits on each of the first two; the third has a core for Ray Data.
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+        lost = nodes.add_node(num_cpus=2)
+        nodes.add_node(num_cpus=1)
+        try:
+            ray.init(address=nodes.address, log_to_driver=False)
+            epochs: list[float] = []
 
-        def on_epoch(metrics: dict[str, float]) -> None:
-            epochs.append(metrics["epoch"])
-            if len(epochs) == 1:
-                _wait_for_checkpoint(tmp_path)
-                nodes.remove_node(lost, allow_graceful=False)
+            def on_epoch(metrics: dict[str, float]) -> None:
+                epochs.append(metrics["epoch"])
+                if len(epochs) == 1:
+                    _wait_for_checkpoint(tmp_path)
+                    nodes.remove_node(lost, allow_graceful=False)
 
-        own = disturbed.settings(str(tmp_path), (1, 2)).model_copy(update={"cpus_per_worker": 1.5})
-        found = disturbed.learn(own, on_epoch)
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
-        ray_session.connect()  # what the other tests of this module run on
+            training = disturbed.settings(str(tmp_path), (1, 2)).model_copy(update={"cpus_per_worker": 1.5})
+            found = disturbed.learn(training, on_epoch)
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
     assert [epoch["workers"] for epoch in found[1]][:1] == [2]
     assert [epoch["workers"] for epoch in found[1]][-1] == 1
     _assert_same(found, undisturbed, 1e-5)

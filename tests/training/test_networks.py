@@ -6,10 +6,14 @@ import pytest
 from melanoma.errors import InputError
 from melanoma.model import bundle as bundles
 from melanoma.training import networks
-from melanoma.training.config import Network
+from melanoma.training.config import BUILT_IN_NETWORKS, Network
 
-NAMES = ["residual", "student"]
-APPLICATIONS = ["MobileNetV3Small", "EfficientNetB0", "ResNet50V2"]  # scaled inside, in layers, and by an operation
+NAMES = BUILT_IN_NETWORKS
+APPLICATIONS = [  # scaled inside, in layers, and by an operation
+    "MobileNetV3Small",
+    pytest.param("EfficientNetB0", marks=pytest.mark.slow),
+    pytest.param("ResNet50V2", marks=pytest.mark.slow),
+]
 
 
 def network(name: str, **values: object) -> Network:
@@ -206,8 +210,8 @@ def test_a_network_of_keras_applications_is_saved_and_loaded_as_it_is(applicatio
     assert np.isfinite(logits).all()
     loaded = bundles.load_model(bundles.model_bytes(model))
     np.testing.assert_allclose(np.asarray(loaded(pixels, training=False)), logits, atol=1e-5)
-    again = networks.build(Network(name=application), 32, seed=0)
-    np.testing.assert_array_equal(np.asarray(again(pixels, training=False)), logits)
+    rebuilt = networks.build(Network(name=application), 32, seed=0)
+    np.testing.assert_array_equal(np.asarray(rebuilt(pixels, training=False)), logits)
 
 
 def test_what_a_network_wants_its_pixels_to_be_is_inside(pixels: np.ndarray) -> None:

@@ -173,8 +173,8 @@ def test_the_class_distribution_is_what_the_epochs_hold(
 
 
 def test_full_sampling_makes_all_classes_alike_and_no_balance_leaves_them() -> None:
-    alike = plan.class_distribution(LABELS, Balance(sampling=1.0))
-    assert {round(row["drawn"], 6) for row in alike} == {round(1 / len(SHARES), 6)}
+    balanced = plan.class_distribution(LABELS, Balance(sampling=1.0))
+    assert {round(row["drawn"], 6) for row in balanced} == {round(1 / len(SHARES), 6)}
     for row in plan.class_distribution(LABELS, Balance(sampling=0.0)):
         assert row["share"] == pytest.approx(row["drawn"]) == pytest.approx(row["effective"], rel=1e-5)
 

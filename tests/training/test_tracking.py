@@ -52,7 +52,7 @@ def test_tensorboard_has_each_epoch_once(tmp_path: Path) -> None:
     with tracking.track(settings, _refuse) as on_epoch:
         for number in (1, 2, 3):
             on_epoch(_epoch(number, 1 / number))
-    # The run goes on where its last checkpoint was, and then a worker dies.
+    # The run is resumed at its last checkpoint, and then a worker dies.
     with tracking.track(settings, _refuse) as on_epoch:
         for number, loss in ((3, 0.25), (4, 0.2), (4, 0.125)):
             on_epoch(_epoch(number, loss))
@@ -64,7 +64,7 @@ def test_tensorboard_has_each_epoch_once(tmp_path: Path) -> None:
 def test_mlflow_has_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database would take more packages
     settings = _config(mlflow=tmp_path.as_uri(), experiment="lesions")
-    tracking.check(settings)
+    tracking.check_usable(settings)
     with contextlib.suppress(KeyboardInterrupt), tracking.track(settings, _refuse) as on_epoch:
         on_epoch(_epoch(1, 1.0))
         on_epoch(_epoch(2, 0.5))
@@ -93,7 +93,7 @@ def test_a_password_is_neither_stored_nor_said(monkeypatch: pytest.MonkeyPatch) 
     settings = _config(mlflow=f"http://me:{PASSWORD}@127.0.0.1:9/")
     assert PASSWORD not in json.dumps(settings.model_dump(mode="json")) + settings.model_dump_json() + repr(settings)
     with pytest.raises(InputError, match="MLflow cannot be written to") as raised:
-        tracking.check(settings)
+        tracking.check_usable(settings)
     assert PASSWORD not in str(raised.value)
 
 
@@ -121,9 +121,9 @@ def test_without_mlflow_a_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(sys, "meta_path", [NotInstalled(), *sys.meta_path])
     with pytest.raises(InputError, match=r"pip install 'melanoma\[mlflow\]'"):
-        tracking.check(_config(mlflow="http://127.0.0.1:9"))
+        tracking.check_usable(_config(mlflow="http://127.0.0.1:9"))
 
 
 def test_event_files_go_to_a_folder() -> None:
     with pytest.raises(InputError, match="has to be a folder"):
-        tracking.check(_config(tensorboard="s3://bucket/events"))
+        tracking.check_usable(_config(tensorboard="s3://bucket/events"))

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from melanoma import config, taxonomy
-from melanoma.demo import synthetic
+from melanoma.demo.lesions import draw_lesion
 from melanoma.errors import InputError
-from melanoma.training import loop, networks, plan, train
+from melanoma.training import loop, networks, plan
 from melanoma.training.config import Network, TrainConfig
+from melanoma.training.data import Split, TrainingData
+from melanoma.training.fit import claim_run_name, fit
+from melanoma.training.train import check_inputs
 
 SIZE = 32
 TRAIN = 80
@@ -20,15 +23,12 @@ STRATA = tuple(f"{label} of {number % 2}" for number, label in enumerate(LABELS)
 
 
 @pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return np.stack([synthetic.draw_lesion(label, seed, SIZE, SIZE) for seed, label in enumerate(LABELS)])
-
-
-def _splits() -> dict[str, loop.Split]:
-    return {
-        "train": loop.Split(np.arange(TRAIN), LABELS[:TRAIN], STRATA[:TRAIN]),
-        "validation": loop.Split(np.arange(TRAIN, len(LABELS)), LABELS[TRAIN:]),
-    }
+def data() -> TrainingData:
+    return TrainingData(
+        np.stack([draw_lesion(label, seed, SIZE, SIZE) for seed, label in enumerate(LABELS)]),
+        train=Split(np.arange(TRAIN), LABELS[:TRAIN], STRATA[:TRAIN]),
+        validation=Split(np.arange(TRAIN, len(LABELS)), LABELS[TRAIN:]),
+    )
 
 
 def _config(folder: Path, **values: Any) -> TrainConfig:
@@ -69,9 +69,10 @@ def _last_weights(folder: Path) -> list[np.ndarray]:
         return [arrays[name] for name in sorted(arrays.files)]
 
 
+@pytest.mark.slow  # the quick tests have test_one_worker_resumes_what_two_began
 @pytest.mark.parametrize("ghost_batch", [None, 4])
 def test_two_workers_learn_what_one_learns(
-    ray_cluster: None, images: np.ndarray, tmp_path: Path, ghost_batch: int | None
+    ray_cluster: None, data: TrainingData, tmp_path: Path, ghost_batch: int | None
 ) -> None:
     histories, weights = [], []
     for workers in (1, 2):
@@ -80,7 +81,7 @@ def test_two_workers_learn_what_one_learns(
         settings = settings.model_copy(update={"network": network})
         assert settings.epochs * plan.steps_per_epoch(TRAIN, settings.batch_size) == 10
         followed: list[dict[str, float]] = []
-        _, history, _ = train.fit(settings, images, _splits(), followed.append)
+        history = fit(settings, data, followed.append).history
         assert [metrics["epoch"] for metrics in followed] == [1, 2]
         histories.append(history)
         weights.append(_last_weights(tmp_path / str(workers)))
@@ -100,29 +101,49 @@ def test_two_workers_learn_what_one_learns(
     assert moved > 1e-3
 
 
-def test_a_run_of_the_same_name_goes_on_where_it_was(ray_cluster: None, images: np.ndarray, tmp_path: Path) -> None:
+def test_the_name_of_a_run_that_an_earlier_version_began_stands_for_the_same_run(tmp_path: Path) -> None:
+    """The claim was written by the code of 2026-11-24, of these very images and this very configuration."""
+    (tmp_path / "run.json").write_bytes((Path(__file__).parent / "data" / "claim-before.json").read_bytes())
+    pixels = np.arange(4 * 32 * 32 * 3).astype(np.uint8).reshape(4, 32, 32, 3)
+    parts = [Split(np.arange(first, first + 2), ("MEL", "NV")) for first in (0, 2)]
+    values: dict[str, Any] = {"network": {"width": 4}, "mixup": 0.2, "augmentation": [{"operation": "flip_left_right"}]}
+    settings = config.load(TrainConfig, None, catalog="c.parquet", out="b", checkpoints=str(tmp_path), **values)
+    claim_run_name(settings, "run", TrainingData(pixels, *parts))
+    # Where it runs and writes may change.
+    claim_run_name(settings.model_copy(update={"workers": 4, "out": "elsewhere"}), "run", TrainingData(pixels, *parts))
+    others = (
+        (settings.model_copy(update={"learning_rate": 0.1}), TrainingData(pixels, *parts)),
+        (settings, TrainingData(pixels + np.uint8(1), *parts)),
+        (settings, TrainingData(pixels, *reversed([parts[0], Split(np.arange(2, 4), ("NV", "NV"))]))),
+    )
+    for changed, data in others:
+        with pytest.raises(InputError, match="another configuration or other images"):
+            claim_run_name(changed, "run", data)
+
+
+def test_a_run_of_the_same_name_is_resumed(ray_cluster: None, data: TrainingData, tmp_path: Path) -> None:
     settings = _config(tmp_path, cpus_per_worker=0.5)
-    _, history, best = train.fit(settings, images, _splits(), lambda metrics: None)
+    trained = fit(settings, data)
     epochs: list[dict[str, float]] = []
-    _, again, best_again = train.fit(settings, images, _splits(), epochs.append)
-    assert (again, best_again) == (history, best)
+    resumed = fit(settings, data, epochs.append)
+    assert (resumed.history, resumed.best) == (trained.history, trained.best)
     assert epochs == []
     with pytest.raises(InputError, match="another configuration"):
-        train.fit(settings.model_copy(update={"learning_rate": 0.1}), images, _splits(), epochs.append)
+        fit(settings.model_copy(update={"learning_rate": 0.1}), data, epochs.append)
 
 
 @pytest.mark.slow
-def test_training_stops_when_the_figure_no_longer_rises(ray_cluster: None, images: np.ndarray, tmp_path: Path) -> None:
+def test_training_stops_when_the_figure_no_longer_rises(ray_cluster: None, data: TrainingData, tmp_path: Path) -> None:
     """At a rate of nothing, no epoch is better than the first; the averaged weights are its weights, too."""
     settings = _config(tmp_path, cpus_per_worker=0.5, patience=2).model_copy(
         update={"learning_rate": 1e-12, "epochs": 9, "averaged_weights": None}
     )
-    _, history, best = train.fit(settings, images, _splits(), lambda metrics: None)
-    assert (len(history), best) == (3, 0)
+    trained = fit(settings, data)
+    assert (len(trained.history), trained.best) == (3, 0)
     # Started again, it is as finished as it was.
-    again: list[dict[str, float]] = []
-    assert train.fit(settings, images, _splits(), again.append)[1] == history
-    assert again == []
+    epochs: list[dict[str, float]] = []
+    assert fit(settings, data, epochs.append).history == trained.history
+    assert epochs == []
 
 
 @pytest.mark.parametrize(
@@ -138,7 +159,7 @@ def test_patience_counts_from_the_best_epoch(figures: list[float], stopped: bool
 
 
 @pytest.mark.slow
-def test_the_head_learns_first(ray_cluster: None, images: np.ndarray, tmp_path: Path) -> None:
+def test_the_head_learns_first(ray_cluster: None, data: TrainingData, tmp_path: Path) -> None:
     """Transfer learning: while the backbone is frozen its weights and statistics stay, and then they move."""
     path = tmp_path / "pretrained.weights.h5"
     start = networks.build(Network(name="MobileNetV3Small"), SIZE, 5).get_layer(networks.BACKBONE)
@@ -147,7 +168,7 @@ def test_the_head_learns_first(ray_cluster: None, images: np.ndarray, tmp_path: 
     settings = _config(tmp_path / "checkpoints", cpus_per_worker=0.5).model_copy(
         update={"network": network, "averaged_weights": None, "learning_rate": 0.1, "augmentation": ()}
     )
-    train.fit(settings, images, _splits(), lambda metrics: None)
+    fit(settings, data)
     moved = []
     for path in sorted((tmp_path / "checkpoints").glob("run/checkpoint_*/weights.npz")):
         model = networks.build(network, SIZE, 0, pretrained=False)
@@ -174,13 +195,13 @@ def test_workers_that_cannot_share_a_batch_are_a_sentence(tmp_path: Path, lesion
         (2, 3): "by 3 workers",
     }.items():
         with pytest.raises(InputError, match=words):
-            train.check(settings.model_copy(update={"workers": workers}))
-    train.check(settings.model_copy(update={"workers": (1, 2)}))
+            check_inputs(settings.model_copy(update={"workers": workers}))
+    check_inputs(settings.model_copy(update={"workers": (1, 2)}))
     ghosts = settings.model_copy(update={"network": settings.network.model_copy(update={"ghost_batch": 8})})
-    train.check(ghosts.model_copy(update={"workers": 2}))
+    check_inputs(ghosts.model_copy(update={"workers": 2}))
     with pytest.raises(
         InputError, match=r"each of 4 worker\(s\) 4 images, which are not whole groups of ghost_batch 8"
     ):
-        train.check(ghosts.model_copy(update={"workers": 4, "mixup": 0}))
+        check_inputs(ghosts.model_copy(update={"workers": 4, "mixup": 0}))
     with pytest.raises(InputError, match=r"workers \(4, 2\) have to be the fewest and the most"):
         _config(tmp_path, workers=(4, 2))

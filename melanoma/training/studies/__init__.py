@@ -1,1 +1,1 @@
-"""Studies on top of `melanoma.training.fit`: ablation, recipes, search, and the leaked twin."""
+"""Studies on top of `melanoma.training.fit` and `train`: ablation, recipes, search."""

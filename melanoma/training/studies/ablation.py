@@ -1,23 +1,23 @@
 """The student steps and this project's recipe, leaked and honest figures side by side.
 
 Each configuration is trained twice by `melanoma.training.train`: as it stands, on the catalog's frozen split over
-groups, and as a leaked twin, see `melanoma.training.studies.twin`.
+groups, and as a leaked twin, see `melanoma.training.twin`.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pydantic
 
 from melanoma import config, storage
 from melanoma.catalog import groups, schema
-from melanoma.catalog.audit import split_groups
+from melanoma.catalog.leaks import split_groups
 from melanoma.errors import InputError
 from melanoma.model.bundle import load
-from melanoma.training import train
+from melanoma.model.manifest import JsonModel, Manifest
+from melanoma.training import train, twin
 from melanoma.training.config import TrainConfig
-from melanoma.training.studies import twin
+from melanoma.training.measure import Figures, cell
 from melanoma.training.studies.config import AblationConfig
 
 STEPS = {
@@ -29,7 +29,17 @@ STEPS = {
 }
 
 
-def run(settings: AblationConfig, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+class StepFigures(JsonModel):
+    """What one step came to."""
+
+    leaked_validation: Figures
+    leaked_model_on_test: Figures
+    honest_validation: Figures
+    honest_test: Figures
+    model_version: str
+
+
+def run(settings: AblationConfig, say: Callable[[str], None]) -> dict[str, StepFigures]:
     """Train all steps and write ablation.json and ablation.md to `settings.out`; returns the figures by step.
 
     A step whose bundle lies in `settings.out` already, made of this catalog and configuration, is not trained again.
@@ -40,25 +50,29 @@ def run(settings: AblationConfig, say: Callable[[str], None]) -> dict[str, dict[
     fingerprints = {catalog: _fingerprint(catalog) for _, _, catalog in steps}
     figures = {}
     for step, file, catalog in steps:
-        shorter = settings.student_epochs if step.startswith("student") else None
-        shortened = [f"epochs={shorter}"] if shorter else []
-        name = re.sub("[^a-z0-9]+", "-", step.lower())
-        own = config.load(
-            TrainConfig,
-            file,
-            [*shortened, *settings.overrides],
-            catalog=catalog,
-            out=storage.join(settings.out, name),
-            checkpoints=storage.join(settings.out, "checkpoints"),
-            run_name=name,
-            leaked_twin=True,
-        )
+        training = _training(settings, step, file, catalog)
         say(f"--- {step} ({file}, {catalog})")
-        figures[step] = _figures(_trained(own, fingerprints[catalog]) or _train(own, say))
+        figures[step] = _figures(_trained(training, fingerprints[catalog]) or _train(training, say))
     out = storage.normalize(settings.out)
-    storage.write_json(storage.join(out, "ablation.json"), figures)
+    storage.write_json(storage.join(out, "ablation.json"), {step: each.to_json() for step, each in figures.items()})
     storage.write_bytes(storage.join(out, "ablation.md"), table(figures).encode())
     return figures
+
+
+def _training(settings: AblationConfig, step: str, file: str, catalog: str) -> TrainConfig:
+    shorter = settings.student_epochs if step.startswith("student") else None
+    shortened = [f"epochs={shorter}"] if shorter else []
+    name = re.sub("[^a-z0-9]+", "-", step.lower())
+    return config.load(
+        TrainConfig,
+        file,
+        [*shortened, *settings.overrides],
+        catalog=catalog,
+        out=storage.join(settings.out, name),
+        checkpoints=storage.join(settings.out, "checkpoints"),
+        run_name=name,
+        leaked_twin=True,
+    )
 
 
 def _fingerprint(catalog: str) -> str:
@@ -72,52 +86,53 @@ def _fingerprint(catalog: str) -> str:
     return schema.fingerprint(frame)
 
 
-def _trained(own: TrainConfig, fingerprint: str) -> dict[str, Any] | None:
+def _trained(training: TrainConfig, fingerprint: str) -> Manifest | None:
+    """The manifest of the bundle that this training has already written; None where it has not."""
     try:
-        manifest = load(own.out).manifest
+        manifest = load(training.out).manifest
     except InputError:
         return None
-    training = manifest["training"]
     try:
         # Through the model: a bundle of an earlier version lacks the keys that were added since.
-        same = TrainConfig.model_validate(training["config"]) == own
+        same = TrainConfig.model_validate(manifest.training.config) == training
     except pydantic.ValidationError:  # it has keys that were removed since
         return None
-    return manifest if same and training["catalog_fingerprint"] == fingerprint else None
+    return manifest if same and manifest.training.catalog_fingerprint == fingerprint else None
 
 
-def _train(own: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def _train(training: TrainConfig, say: Callable[[str], None]) -> Manifest:
     def each_tenth(metrics: Mapping[str, float]) -> None:
         if metrics["epoch"] % 10 == 0:
-            say(f"epoch {metrics['epoch']:.0f}/{own.epochs}: validation accuracy {metrics['accuracy']:.3f}")
+            say(f"epoch {metrics['epoch']:.0f}/{training.epochs}: validation accuracy {metrics['accuracy']:.3f}")
 
-    return train.train(own, on_epoch=each_tenth, say=say).manifest
-
-
-def _figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    exhibit = manifest["training"]["leaked_twin"]
-    return {
-        "leaked_validation": exhibit["leaked_validation"],
-        "leaked_model_on_test": exhibit["leaked_model_on_test"],
-        "honest_validation": exhibit["honest_validation"],
-        "honest_test": {name: manifest["metrics"][name] for name in twin.FIGURES},
-        "model_version": manifest["model_version"],
-    }
+    return train.train(training, on_epoch=each_tenth, say=say).manifest
 
 
-COLUMNS = {
-    "leaked_validation": "leaked: validation over files",
-    "leaked_model_on_test": "the leaked model on Test",
-    "honest_validation": "honest: validation over groups",
-    "honest_test": "honest: Test",
+def _figures(manifest: Manifest) -> StepFigures:
+    exhibit = twin.Exhibit.model_validate(manifest.training.leaked_twin)
+    return StepFigures.model_validate(
+        {
+            "leaked_validation": exhibit.leaked_validation,
+            "leaked_model_on_test": exhibit.leaked_model_on_test,
+            "honest_validation": exhibit.honest_validation,
+            "honest_test": Figures.of(manifest.metrics),
+            "model_version": manifest.model_version,
+        }
+    )
+
+
+COLUMNS: dict[str, Callable[[StepFigures], Figures]] = {
+    "leaked: validation over files": lambda of_step: of_step.leaked_validation,
+    "the leaked model on Test": lambda of_step: of_step.leaked_model_on_test,
+    "honest: validation over groups": lambda of_step: of_step.honest_validation,
+    "honest: Test": lambda of_step: of_step.honest_test,
 }
 
 
-def table(figures: Mapping[str, Mapping[str, Any]], figure: str = "accuracy") -> str:
-    """The figures of `run` as a Markdown table, with 95% intervals."""
-    head = ["step", *COLUMNS.values()]
-    rows = [[step, *(cell(of_step[name][figure]) for name in COLUMNS)] for step, of_step in figures.items()]
-    lines: Sequence[Sequence[str]] = [head, ["---"] * len(head), *rows]
+def table(figures: Mapping[str, StepFigures]) -> str:
+    """The accuracies of `run` as a Markdown table, with 95% intervals."""
+    lines = [["step", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
+    lines += [[step, *(cell(figure(each).accuracy) for figure in COLUMNS.values())] for step, each in figures.items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + _NOTES
 
 
@@ -125,8 +140,3 @@ _NOTES = """
 Each with its 95% interval over groups. The student steps keep their last epoch, ours the best of all by its honest
 validation, which is therefore optimistic; Test has chosen nothing. With repaired labels Test is not the same set.
 """
-
-
-def cell(estimate: Mapping[str, float]) -> str:
-    """An estimate with its interval, for a table."""
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from melanoma.config import Model, Positive, Seed
+from melanoma.config import Model, Place, Positive, Seed
 
 
 class AblationConfig(Model):
-    catalog: str
-    repaired: str | None = None  # the same images with labels repaired, see melanoma.catalog.resolve: one step more
-    out: str
+    catalog: Place
+    repaired: Place | None = None  # the same images with labels repaired, see melanoma.catalog.resolve: one step more
+    out: Place
     student_epochs: Positive | None = None  # of the student steps; None: as their configurations say
     overrides: tuple[str, ...] = ()  # of every training, such as "image_size=64"
 
@@ -47,9 +47,11 @@ class Scheduler(Model):
 
 
 class TuneConfig(Model):
-    config: str  # YAML of the training that every trial starts from
+    # YAML of the training that every trial starts from. No Place: it is only read, on the driver, and a submitted job
+    # finds it in the working directory that came with it.
+    config: str
     overrides: tuple[str, ...] = ()  # of every trial, such as "epochs=20"
-    out: str  # a folder or an s3:// URI; every node must reach it
+    out: Place  # every node must reach it
     search: Annotated[dict[str, Space], Field(min_length=1)]  # dotted keys of TrainConfig
     samples: Positive = 8  # trials
     scheduler: Scheduler = Scheduler()
@@ -58,9 +60,9 @@ class TuneConfig(Model):
 
 
 class RecipesConfig(Model):
-    config: str = "configs/reference.yaml"  # what every recipe starts from
-    catalog: str
-    out: str
+    config: str = "configs/reference.yaml"  # what every recipe starts from; no Place, as of TuneConfig
+    catalog: Place
+    out: Place
     # The sources that are left out of training and tested on, each entry a training of its own.
     leave_out: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)]
     overrides: tuple[str, ...] = ()  # of every recipe, such as "image_size=64"

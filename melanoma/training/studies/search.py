@@ -1,13 +1,14 @@
 """A search over the fields of a training configuration, with Ray Tune: many trainings, the bad ones stopped early.
 
 Trials are known by their names: what trial 3 draws depends on the seed alone, and its epochs are noted below `out` as
-they come. A search that is started again tells the scheduler the noted epochs first, and trains on from there, so that
-with one trial at a time it ends as an undisturbed one would.
+they come. A search that is resumed tells the scheduler the noted epochs first, and trains the epochs after them, so
+that with one trial at a time it ends as an undisturbed one would.
 """
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,60 +21,78 @@ from ray.tune.schedulers import ASHAScheduler
 from melanoma import config, ray_session, storage
 from melanoma.catalog import schema
 from melanoma.errors import InputError, MelanomaError
-from melanoma.training import tracking
-from melanoma.training import train as trainer
+from melanoma.model.manifest import JsonModel
+from melanoma.training import fit, tracking
 from melanoma.training.config import TrainConfig
+from melanoma.training.data import DevelopmentSet, development_rows
 from melanoma.training.input import cache_images
 from melanoma.training.studies.config import Space, TuneConfig
+from melanoma.training.train import check_inputs
 
 # What has nothing to do with what is learned cannot be searched.
-_NOT_SEARCHED = {*trainer.MAY_CHANGE, "select_by", "tracking"}
+_NOT_SEARCHED = {*fit.MAY_CHANGE, "select_by", "tracking"}
 
 
-def run(settings: TuneConfig, say: Callable[[str], None]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Trial:
+    """What one trial draws, and the training that this makes."""
+
+    values: dict[str, Any]  # by dotted key of TrainConfig
+    training: TrainConfig
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What one trial came to, as search.json has it."""
+
+    trial: str  # its name
+    values: dict[str, Any]
+    epochs: int  # done, of `all_epochs`
+    all_epochs: int
+    best: float | None  # the highest of the scheduler's metric on validation; None where no epoch was done
+    best_epoch: int | None  # counted from 1
+    stopped_early: bool
+    error: str | None  # a sentence
+
+
+class Record(JsonModel):
+    """The file of a trial below `out`: what it is, and what is done of it."""
+
+    config: dict[str, Any]  # without what may change, see `fit.MAY_CHANGE`
+    catalog_fingerprint: str
+    history: list[dict[str, Any]]  # the figures of each epoch
+    ended: bool
+
+
+def run(settings: TuneConfig, say: Callable[[str], None]) -> list[TrialResult]:
     """Train all trials; write search.json, search.md and best.yaml to `settings.out`. Returns the trials, best first.
 
-    A trial is a dict of `trial` (its name), `values` (by key), `epochs` (done) of `all_epochs`, `best` (the highest of
-    the scheduler's metric on validation) and `best_epoch` (both None where no epoch was done), `stopped_early` and
-    `error` (a sentence or None).
-
-    A search that was interrupted is gone on with. Raises InputError before anything is trained where a key, a value or
-    the catalog cannot be used, or `out` holds another search; MelanomaError when every trial fails.
+    A search that was interrupted is resumed. Raises InputError before anything is trained where a key, a value or the
+    catalog cannot be used, or `out` holds another search; MelanomaError when every trial fails.
     """
     base = config.load(TrainConfig, settings.config, settings.overrides)
     out = storage.normalize(settings.out)
-    chosen, trials = _trials(settings, base, out)
+    trials = _trials(settings, base, out)
     for trial in trials.values():
-        frame = trainer.check(trial)  # of one catalog all
+        frame = check_inputs(trial.training)  # all have one catalog
     fingerprint = schema.fingerprint(frame)
     for name, trial in trials.items():
-        _claim(_record(out, name), trial, fingerprint)
+        _claim(_record(out, name), trial.training, fingerprint)
     ray_session.connect()
     for trial in trials.values():
-        trainer.check_resources(trial, say)
-    rows = pd.concat([schema.usable(frame, "train"), schema.usable(frame, "validation")])
-    train_count = int((rows["split"] == "train").sum())
-    sizes = sorted({trial.image_size for trial in trials.values()})
-    say(f"Decoding {len(rows)} images at {' and '.join(map(str, sizes))} pixels, once for all {len(trials)} trials.")
-    images = {size: ray.put(cache_images(rows["uri"].tolist(), size)) for size in sizes}
-    # Through the object store: Tune writes what it runs to its own files, and `tracking` may hold a password.
-    train = tune.with_parameters(
-        _train_trial, trials=trials, out=out, images=images, rows=rows, train_count=train_count
-    )
-    errors = _tune(settings, train, trials, out, say)
+        fit.check_resources(trial.training, say)
+    errors = _tune(settings, _trainable(trials, development_rows(frame), out, say), trials, out, say)
     table = sorted(
-        (
-            _summary(name, chosen[name], storage.read_json(_record(out, name)), trial, settings, errors[name])
-            for name, trial in trials.items()
-        ),
-        key=lambda row: -1.0 if row["best"] is None else row["best"],
+        (_result(name, trial, out, settings.scheduler.metric, errors[name]) for name, trial in trials.items()),
+        key=lambda result: -1.0 if result.best is None else result.best,
         reverse=True,
     )
-    storage.write_json(storage.join(out, "search.json"), {"metric": settings.scheduler.metric, "trials": table})
+    tree = {"metric": settings.scheduler.metric, "trials": [asdict(result) for result in table]}
+    storage.write_json(storage.join(out, "search.json"), tree)
     storage.write_bytes(storage.join(out, "search.md"), markdown(table, settings.scheduler.metric).encode())
-    if table[0]["best"] is None:
-        raise MelanomaError(f"No trial has ended an epoch; the first error: {table[0]['error']}")
-    best = config.changed(base, chosen[table[0]["trial"]])
+    if table[0].best is None:
+        raise MelanomaError(f"No trial has ended an epoch; the first error: {table[0].error}")
+    best = config.changed(base, table[0].values)
     storage.write_bytes(storage.join(out, "best.yaml"), _best_yaml(best, table[0], settings).encode())
     return table
 
@@ -95,59 +114,93 @@ def _draw(space: Space, generator: np.random.Generator) -> Any:
     return float(f"{np.exp(generator.uniform(*np.log(space.log_uniform))):.4g}")
 
 
-def _trials(
-    settings: TuneConfig, base: TrainConfig, out: str
-) -> tuple[dict[str, dict[str, Any]], dict[str, TrainConfig]]:
-    """What each trial draws, and its whole configuration, by its name."""
+def _trials(settings: TuneConfig, base: TrainConfig, out: str) -> dict[str, Trial]:
+    """The trials by name."""
     for key in settings.search:
         if key.partition(".")[0] in _NOT_SEARCHED:
             raise InputError(f"The key {key!r} cannot be searched: set it in {settings.config}, or in overrides.")
-    chosen, trials = {}, {}
+    trials = {}
     for number in range(settings.samples):
         name = f"trial-{number:03d}"
-        chosen[name] = draw(settings.search, settings.seed, number)
-        own = {"out": out, "checkpoints": storage.join(out, "checkpoints"), "run_name": name}
+        values = draw(settings.search, settings.seed, number)
+        places = {"out": out, "checkpoints": storage.join(out, "checkpoints"), "run_name": name}
         try:
-            trial = config.changed(base, {**chosen[name], **own})
+            training = config.changed(base, {**values, **places})
         except InputError as error:
             raise InputError(f"The search cannot be made. {error}") from None
-        trials[name] = trial.model_copy(update={"tracking": base.tracking})  # which `changed` leaves out
-    return chosen, trials
+        # `changed` leaves tracking out.
+        trials[name] = Trial(values, training.model_copy(update={"tracking": base.tracking}))
+    return trials
 
 
 def _record(out: str, name: str) -> str:
     return storage.join(out, "trials", f"{name}.json")
 
 
-def _claim(uri: str, trial: TrainConfig, fingerprint: str) -> None:
+def _read_record(uri: str) -> Record:
+    return Record.model_validate(storage.read_json(uri))
+
+
+def _claim(uri: str, training: TrainConfig, fingerprint: str) -> None:
     """Note what a trial is; raises InputError where another one of its name is noted."""
-    mine = {
-        "config": trial.model_dump(mode="json", exclude=trainer.MAY_CHANGE),
-        "catalog_fingerprint": fingerprint,
-    }
+    settings = training.model_dump(mode="json", exclude=fit.MAY_CHANGE)
     if not storage.exists(uri):
-        storage.write_json(uri, {**mine, "history": [], "ended": False})
+        record = Record(config=settings, catalog_fingerprint=fingerprint, history=[], ended=False)
+        storage.write_json(uri, record.to_json())
         return
-    found = storage.read_json(uri)
-    if {key: found[key] for key in mine} != mine:
+    found = _read_record(uri)
+    if found.config != settings or found.catalog_fingerprint != fingerprint:
         raise InputError(
             f"{uri} is of a search with another configuration, seed or catalog: choose another out, or delete that one."
         )
 
 
+def _trainable(
+    trials: Mapping[str, Trial], rows: pd.DataFrame, out: str, say: Callable[[str], None]
+) -> Callable[[dict[str, str]], None]:
+    """`_train_trial` with the decoded images, for Tune.
+
+    Args:
+        trials: By name.
+        rows: Rows of the catalog: see `development_rows`.
+        out: The folder or prefix of the search.
+        say: Given one line.
+    """
+    sizes = sorted({trial.training.image_size for trial in trials.values()})
+    say(f"Decoding {len(rows)} images at {' and '.join(map(str, sizes))} pixels, once for all {len(trials)} trials.")
+    images = {size: ray.put(cache_images(rows["uri"].tolist(), size)) for size in sizes}
+    trainings = {name: trial.training for name, trial in trials.items()}
+    # Through the object store: Tune writes what it runs to its own files, and `tracking` may hold a password.
+    made: Callable[[dict[str, str]], None] = tune.with_parameters(
+        _train_trial, trainings=trainings, out=out, images=images, rows=rows
+    )
+    return made
+
+
 def _tune(
     settings: TuneConfig,
     train: Callable[[dict[str, str]], None],
-    trials: Mapping[str, TrainConfig],
+    trials: Mapping[str, Trial],
     out: str,
     say: Callable[[str], None],
 ) -> dict[str, str | None]:
-    """Train the trials, in order; the error of each by its name, or None."""
+    """Train the trials, in order.
+
+    Args:
+        settings: The search.
+        train: Trains one trial, see `_trainable`.
+        trials: By name.
+        out: The folder or prefix of the search.
+        say: Given one line an epoch.
+
+    Returns:
+        The error of each trial by its name, or None.
+    """
     # Ctrl-C is to end the program, and what Tune would log is noted in `out`.
     os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0"}  # the new output prints even where none is asked for
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it would say of an error, the table says
-    most = max(trial.epochs for trial in trials.values())
+    most = max(trial.training.epochs for trial in trials.values())
     filesystem, path = storage.arrow_filesystem(storage.join(out, "tune"))
     results = tune.Tuner(
         # The workers of a trial reserve cores; what waits for them needs none, but Tune reserves nothing for nobody.
@@ -191,21 +244,28 @@ class _Progress(tune.Callback):
 
 def _train_trial(
     parameters: Mapping[str, str],
-    trials: Mapping[str, TrainConfig],
+    trainings: Mapping[str, TrainConfig],
     out: str,
     images: Mapping[int, ray.ObjectRef],
     rows: pd.DataFrame,
-    train_count: int,
 ) -> None:
-    """What Tune runs, in a process of its own. The scheduler may end it whenever an epoch is reported."""
+    """Train one trial: what Tune runs, in a process of its own. The scheduler may end it whenever an epoch is reported.
+
+    Args:
+        parameters: The name of the trial, as `trial`.
+        trainings: By the name of the trial.
+        out: The folder or prefix of the search.
+        images: By side, references to uint8 RGB [n, size, size, 3].
+        rows: Rows of the catalog, one an image.
+    """
     name = parameters["trial"]
-    own = trials[name]
+    training = trainings[name]
     uri = _record(out, name)
-    record = storage.read_json(uri)
-    history: list[dict[str, float]] = record["history"]
+    record = _read_record(uri)
+    history = record.history
     for metrics in history:
         tune.report({**metrics, "noted": True})
-    if record["ended"]:
+    if record.ended:
         return
 
     def on_epoch(metrics: dict[str, float]) -> None:
@@ -213,51 +273,52 @@ def _train_trial(
         if history and metrics["epoch"] <= history[-1]["epoch"]:
             return  # its checkpoint was not yet written when the search was interrupted
         history.append(metrics)
-        storage.write_json(uri, record)
+        storage.write_json(uri, record.to_json())
         tune.report({**metrics, "noted": False})
 
-    originals = ray.get(images[own.image_size])  # no copy
-    together, splits = trainer.with_copies(own, originals, rows, train_count, lambda line: None)
-    with tracking.track(own, print) as track_epoch:
-        _, whole, _ = trainer.fit(own, together, splits, on_epoch)
-    storage.write_json(uri, {**record, "history": whole, "ended": True})
+    development = DevelopmentSet(rows, ray.get(images[training.image_size]))  # no copy
+    data = fit.with_copies(training, development, lambda line: None)
+    with tracking.track(training, print) as track_epoch:
+        trained = fit.fit(training, data, on_epoch)
+    ended = record.model_copy(update={"history": trained.history, "ended": True})
+    storage.write_json(uri, ended.to_json())
 
 
-def _summary(
-    name: str,
-    values: dict[str, Any],
-    record: Mapping[str, Any],
-    trial: TrainConfig,
-    settings: TuneConfig,
-    error: str | None,
-) -> dict[str, Any]:
-    history = record["history"]
-    metric = settings.scheduler.metric
-    at_best = max(history, key=lambda metrics: metrics[metric], default=None)
-    epochs = int(history[-1]["epoch"]) if history else 0
-    return {
-        "trial": name,
-        "values": values,
-        "epochs": epochs,
-        "all_epochs": trial.epochs,
-        "best": at_best and at_best[metric],
-        "best_epoch": at_best and int(at_best["epoch"]),
-        "stopped_early": error is None and not record["ended"],
-        "error": error,
-    }
+def _result(name: str, trial: Trial, out: str, metric: str, error: str | None) -> TrialResult:
+    """What a trial came to by its record.
+
+    Args:
+        name: The name of the trial.
+        trial: What it was.
+        out: The folder or prefix of the search.
+        metric: The figure whose highest value is the trial's.
+        error: What it ended with, or None.
+    """
+    record = _read_record(_record(out, name))
+    at_best = max(record.history, key=lambda metrics: metrics[metric], default=None)
+    return TrialResult(
+        trial=name,
+        values=trial.values,
+        epochs=int(record.history[-1]["epoch"]) if record.history else 0,
+        all_epochs=trial.training.epochs,
+        best=None if at_best is None else at_best[metric],
+        best_epoch=None if at_best is None else int(at_best["epoch"]),
+        stopped_early=error is None and not record.ended,
+        error=error,
+    )
 
 
-def markdown(table: list[dict[str, Any]], metric: str) -> str:
+def markdown(table: Sequence[TrialResult], metric: str) -> str:
     """The trials of `run` as a Markdown table."""
-    head = ["trial", *table[0]["values"], "epochs", f"best {metric.replace('_', ' ')}", "at epoch", "ended"]
+    head = ["trial", *table[0].values, "epochs", f"best {metric.replace('_', ' ')}", "at epoch", "ended"]
     lines = [head, ["---"] * len(head)]
     for row in table:
-        best = ["-", "-"] if row["best"] is None else [f"{row['best']:.3f}", str(row["best_epoch"])]
-        ended = row["error"] or ("stopped early" if row["stopped_early"] else "all epochs")
+        best = ["-", "-"] if row.best is None else [f"{row.best:.3f}", str(row.best_epoch)]
+        ended = row.error or ("stopped early" if row.stopped_early else "all epochs")
         values = [
-            yaml.safe_dump(value, default_flow_style=True, width=1e9).split("\n")[0] for value in row["values"].values()
+            yaml.safe_dump(value, default_flow_style=True, width=1e9).split("\n")[0] for value in row.values.values()
         ]
-        lines.append([row["trial"], *values, f"{row['epochs']} of {row['all_epochs']}", *best, ended])
+        lines.append([row.trial, *values, f"{row.epochs} of {row.all_epochs}", *best, ended])
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines) + _NOTES
 
 
@@ -267,9 +328,9 @@ by the same figure: it is chosen, and therefore optimistic. What it is worth, a 
 """
 
 
-def _best_yaml(best: TrainConfig, row: Mapping[str, Any], settings: TuneConfig) -> str:
+def _best_yaml(best: TrainConfig, row: TrialResult, settings: TuneConfig) -> str:
     head = (
-        f"# The best of {settings.samples} trials, {row['trial']}: {settings.scheduler.metric} {row['best']:.3f} on "
+        f"# The best of {settings.samples} trials, {row.trial}: {settings.scheduler.metric} {row.best:.3f} on "
         "validation, which has chosen it.\n#\n# melanoma train --config best.yaml --out out/bundle\n"
     )
     return head + yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)

@@ -13,6 +13,8 @@ from melanoma.catalog import schema
 from melanoma.catalog.build import build
 from melanoma.catalog.split import split
 from melanoma.errors import InputError
+from melanoma.model.manifest import Estimate
+from melanoma.training.measure import Figures
 from melanoma.training.studies import recipes
 from melanoma.training.studies.config import RecipesConfig
 
@@ -62,14 +64,14 @@ def test_what_is_left_out_is_tested_on_but_for_what_is_trained_on_too(ray_cluste
     here = set(frame.loc[frame["source"] == "here", "group_id"])
     unseen = frame[(frame["source"] == "elsewhere") & ~frame["group_id"].isin(here)]
     assert 0 < len(unseen) < (frame["source"] == "elsewhere").sum()
-    figures = found["plain"]["elsewhere"]["on"]["elsewhere"]
+    figures = found["plain"]["elsewhere"].on["elsewhere"]
     for flips in ("1", "8"):
-        assert figures[flips]["n"] == len(unseen)
-        assert figures[flips]["n_melanoma"] == (unseen["label"] == "MEL").sum()
-    assert found["plain"]["elsewhere"]["made_of"]["config"]["seed"] == 3
+        assert figures[flips].n == len(unseen)
+        assert figures[flips].n_melanoma == (unseen["label"] == "MEL").sum()
+    assert found["plain"]["elsewhere"].made_of["config"]["seed"] == 3
     lines = (Path(settings.out) / "recipes.md").read_text().splitlines()
     assert lines[0] == "| recipe | elsewhere | elsewhere, 8 orientations |"
-    assert lines[2].startswith(f"| plain | {figures['1']['melanoma_auc']['value']:.3f} [")
+    assert lines[2].startswith(f"| plain | {figures['1'].melanoma_auc.value:.3f} [")
 
     # What is done is not done again, and what has changed is.
     said: list[str] = []
@@ -96,9 +98,12 @@ def test_a_recipe_that_cannot_be_tried_is_a_sentence(catalog: str, values: dict[
 
 
 def test_the_table_has_a_row_a_recipe_and_a_column_a_source() -> None:
-    auc = {"melanoma_auc": {"value": 0.5, "low": 0.25, "high": 0.75}}
-    on = {"a": {"1": auc, "8": auc}}
-    text = recipes.table({"x": {"a": {"on": on}}, "y": {"a": {"on": on}}})
+    half = Estimate(value=0.5, low=0.25, high=0.75)
+    figures = Figures(n=9, n_melanoma=3, accuracy=half, balanced_accuracy=half, melanoma_auc=half)
+    outcome = recipes.Outcome(
+        made_of={}, epochs=1, best_epoch=1, seconds=1.0, validation={}, on={"a": {"1": figures, "8": figures}}
+    )
+    text = recipes.table({"x": {"a": outcome}, "y": {"a": outcome}})
     rows = pd.DataFrame([line.strip("| ").split(" | ") for line in text.splitlines()])
     assert rows[0].tolist() == ["recipe", "---", "x", "y"]
     assert rows.iloc[2].tolist() == ["x", "0.500 [0.250, 0.750]", "0.500 [0.250, 0.750]"]

@@ -1,0 +1,83 @@
+"""What a model has seen: digests of its training images that travel with it, and the images of a catalog among them.
+
+A bundle's `training_images.parquet` has one row an image of train and validation: `sha256` of the file,
+`image_id_sha256`, `perceptual_hash`, `lesion_id_sha256` and `patient_id_sha256` (null where not known; bundles of an
+earlier version lack both), and `split`. Ids and numbers are hashed: they may be a hospital's.
+"""
+
+import hashlib
+import io
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from melanoma import taxonomy
+from melanoma.catalog import near_duplicates
+
+_RELATIVES = {"lesion_id": "lesion_id_sha256", "patient_id": "patient_id_sha256"}
+
+
+def digest(identity: str) -> str:
+    """How a bundle names an image, a lesion or a patient."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def training_images(rows: pd.DataFrame) -> bytes:
+    """The Parquet file of these rows of a catalog, which are the images of train and validation."""
+    table = pa.table(
+        {
+            "sha256": rows["sha256"].tolist(),
+            "image_id_sha256": _image_digests(rows),
+            "perceptual_hash": rows["perceptual_hash"].tolist(),
+            **{hashed: _relative_digests(rows, column) for column, hashed in _RELATIVES.items()},
+            "split": rows["split"].tolist(),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def leak_warning(training_images: bytes, rows: pd.DataFrame) -> str | None:
+    """One sentence where images to be evaluated are images, or near-duplicates of images, that the model has seen.
+
+    `training_images` is the Parquet file of the model's bundle, `rows` are those of the catalog that it is measured on.
+    """
+    seen = pq.read_table(io.BytesIO(training_images)).to_pandas()
+    # The validation split may be evaluated; what it shares with itself is no leak but is said to be optimistic.
+    tuned = seen[(seen["split"] == "validation") & seen["sha256"].isin(set(rows["sha256"]))]
+    learned = seen[seen["split"] == "train"]
+    by_bytes = rows["sha256"].isin(set(learned["sha256"]))
+    by_id = pd.Series(_image_digests(rows), index=rows.index).isin(set(learned["image_id_sha256"]))
+    near = near_duplicates.seen(rows["perceptual_hash"], learned["perceptual_hash"])
+    relatives = pd.Series(False, index=rows.index)
+    for column, hashed in _RELATIVES.items():
+        if hashed in learned:
+            digests = pd.Series(_relative_digests(rows, column), index=rows.index)
+            relatives |= digests.isin(set(learned[hashed].dropna()))
+    leaked = by_bytes | by_id | relatives | pd.Series([place in near for place in range(len(rows))], index=rows.index)
+    if leaked.any():
+        return (
+            f"Leaked: {int(leaked.sum())} of these {len(rows)} images, near-duplicates of them, or other photographs "
+            "of their lesions or patients, were in the training split of this model. The figures are too good and must "
+            "not be reported as its performance."
+        )
+    if len(tuned):
+        return (
+            f"Optimistic: {len(tuned)} of these {len(rows)} images were used to choose the epoch, the temperature and "
+            "the thresholds of this model."
+        )
+    return None
+
+
+def _image_digests(rows: pd.DataFrame) -> list[str]:
+    return [digest(taxonomy.identity(i, uri)) for i, uri in zip(rows["image_id"], rows["uri"], strict=True)]
+
+
+def _relative_digests(rows: pd.DataFrame, column: str) -> list[str | None]:
+    """The digest of the lesion or patient of each image; None where it is not known."""
+    return [
+        value and digest(taxonomy.number_identity(value, source))
+        for value, source in zip(rows[column], rows["source"], strict=True)
+    ]

@@ -1,0 +1,83 @@
+"""The command `melanoma`: its commands, each with an example, and how it ends.
+
+Exit codes: 0 done, 1 the thing asked about is not so (a leak), 2 wrong use or bad input, 3 failed while running.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from melanoma.cli import alerts, catalog, console, demo, evaluate, predict, score, serve, train
+from melanoma.errors import MelanomaError
+
+app = typer.Typer(
+    help="Train a CNN on skin images and score image archives for melanoma. Not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from melanoma import __version__
+
+        console.answer.print(__version__)
+        raise typer.Exit
+
+
+# In the order of the help.
+for _command, _example in (
+    (catalog.catalog, "melanoma catalog data/isic9 s3://images/ham10000/metadata.csv -o catalog.parquet"),
+    (catalog.split, "melanoma split catalog.parquet -o catalog.parquet --validation 0.2 --test 0"),
+    (catalog.audit, "melanoma audit isic9.parquet ham10000.parquet --reference isic2019.csv --out out/audit"),
+    (train.train, "melanoma train --config configs/train.yaml --out out/bundle epochs=10 seed=1"),
+    (evaluate.evaluate, "melanoma evaluate out/bundle catalog.parquet --out out/evaluation --split test"),
+    (predict.predict, "melanoma predict lesion.jpg --bundle out/bundle --explain out/explained"),
+    (score.score, "melanoma score s3://archive/2026 --out s3://results --bundle s3://models/current"),
+    (alerts.alerts, "melanoma alerts s3://results --date 2026-11-20"),
+    (alerts.deliver, "melanoma deliver s3://results --config configs/deliver.yaml"),
+    (serve.serve, "MELANOMA_API_KEY=... melanoma serve --bundle out/bundle --port 8000"),
+    (demo.demo, "melanoma demo --out demo"),
+):
+    app.command(epilog=f"Example: {_example}")(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of the command and of the jobs: runs, and exits with the code of the outcome."""
+    sys.exit(run(lambda: app(args=list(arguments) if arguments is not None else None, standalone_mode=False)))
+
+
+def run(call: Callable[[], Any]) -> int:
+    """Call, and turn what happens into an exit code, and an error into one sentence."""
+    try:
+        result = call()
+    except MelanomaError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:  # wrong use; without a message, the help was printed
+        message = error.format_message()
+        return _fail(f"{message} See `melanoma --help`.", 2) if message else 2
+    except typer.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("Interrupted.", 3)
+    except SystemExit:  # what Ray makes of SIGTERM
+        return _fail("Terminated.", 3)
+    except Exception as error:
+        if os.environ.get("MELANOMA_DEBUG"):
+            raise
+        message = str(error).splitlines()[0] if str(error) else ""
+        return _fail(f"Unexpected {type(error).__name__}: {message} (set MELANOMA_DEBUG=1 to see where)", 3)
+    if result == 130:  # what Typer makes of Ctrl-C
+        return _fail("Interrupted.", 3)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"melanoma: {message}", file=sys.stderr)
+    return code

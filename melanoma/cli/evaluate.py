@@ -1,0 +1,102 @@
+"""melanoma evaluate."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from melanoma.cli import console, options
+
+if TYPE_CHECKING:
+    from melanoma.evaluation.config import EvaluateConfig
+
+
+def evaluate(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE")],
+    catalog: Annotated[str, typer.Argument(metavar="CATALOG")],
+    out: Annotated[str, typer.Option(help="Folder or s3:// URI of the report.")],
+    split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    source: Annotated[
+        list[str] | None, typer.Option(help="Measure only images of this source; may be given again. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of the catalog to measure subgroups by; may be given again. Default: what is known."),
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Another bundle, to compare with on the same images.")] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(help="Share of melanoma to show alerts and predictive values at.")
+    ] = None,
+    others: Annotated[
+        list[str] | None, typer.Option(help="Folder of pictures that are no dermoscopy; may be given again.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure a bundle on a split of a catalog: metrics.json, predictions.parquet and report.html."""
+    from melanoma import config
+    from melanoma.evaluation.config import EvaluateConfig
+
+    settings = config.load(
+        EvaluateConfig,
+        None,
+        None,
+        bundle=bundle,
+        catalog=catalog,
+        out=out,
+        split=split,
+        sources=source or None,
+        seed=seed,
+        by=by or None,
+        against=against,
+        prevalence=prevalence,
+        others=others or None,
+    )
+    run_evaluate(settings, as_json)
+
+
+def run_evaluate(settings: "EvaluateConfig", as_json: bool = False) -> None:
+    from melanoma import api
+
+    result = api.evaluate(settings, say=(lambda line: None) if as_json else console.say)
+    if as_json:
+        console.print_json(result.details)
+        return
+    print_metrics(result.details, settings.split)
+    console.answer.print(f"Report: {result.report}")
+
+
+def print_metrics(metrics: dict[str, Any], split: str) -> None:
+    """The figures of a ``metrics.json`` as a table, with what forbids to believe them."""
+    from rich.table import Table
+
+    from melanoma.api.shared import figures
+
+    table = Table(
+        "figure", "value", "95% interval", title=f"{split}: {metrics['n']} images, {metrics['n_melanoma']} melanomas"
+    )
+    for name, figure in figures(metrics).items():
+        if figure["value"] is None:
+            table.add_row(name.replace("_", " "), "not defined", "")
+        else:
+            interval = f"{figure['low']:.3f} to {figure['high']:.3f}" if figure["low"] is not None else ""
+            table.add_row(name.replace("_", " "), f"{figure['value']:.3f}", interval)
+    console.answer.print(table)
+    if comparison := metrics.get("comparison"):
+        _print_comparison(comparison)
+    if metrics.get("leak_warning"):
+        console.answer.print(metrics["leak_warning"], style="bold red")
+
+
+def _print_comparison(comparison: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("figure", "this", "other", "difference", "95% interval", title="against the other bundle")
+    for name, figure in comparison["figures"].items():
+        difference = figure["difference"]
+        if difference["value"] is not None:
+            interval = f"{difference['low']:+.3f} to {difference['high']:+.3f}" if difference["method"] else ""
+            numbers = f"{figure['this']:.3f}", f"{figure['other']:.3f}", f"{difference['value']:+.3f}"
+            table.add_row(name.replace("_", " "), *numbers, interval)
+    console.answer.print(table)
+    if comparison["leak_warning"]:
+        console.answer.print(f"The other bundle: {comparison['leak_warning']}", style="bold red")

@@ -1,0 +1,11 @@
+"""Options that several commands have."""
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Bundle = Annotated[
+    str | None,
+    typer.Option("--bundle", help="The model: a folder or an s3:// URI. Default: the reference that comes with this."),
+]

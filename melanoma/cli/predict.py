@@ -1,0 +1,77 @@
+"""melanoma predict."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from melanoma.cli import console, options
+
+if TYPE_CHECKING:
+    from melanoma.model.manifest import OperatingPoint, Thresholds
+
+_MEANING = {
+    "none": "The model sees too little of a melanoma to raise this image, which is no proof that it is harmless.",
+    "review": "A dermatologist should look at this image. Most images raised at this level are no melanomas.",
+    "urgent": "To this model the image looks more like a melanoma than most do: a dermatologist should see it first.",
+}
+
+
+def predict(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files or s3:// URIs.")],
+    bundle: options.Bundle = None,
+    explain: Annotated[str | None, typer.Option(help="Folder for an overlay PNG an image.")] = None,
+    as_json: options.Json = False,
+) -> int:
+    """Score single images and print the probabilities, the alert level and what it means."""
+    from melanoma import api
+
+    model = api.load(bundle)
+    rows = model.predict_rows(images, explain)
+    if as_json:
+        console.print_json(rows)
+    else:
+        for row in rows:
+            _print_prediction(row, model.thresholds)
+    return 2 if any("error_kind" in row for row in rows) else 0
+
+
+def _print_prediction(row: dict[str, Any], thresholds: "Thresholds") -> None:
+    from rich.table import Table
+
+    from melanoma import taxonomy
+
+    answer = console.answer
+    if "error_kind" in row:
+        answer.print(f"{row['image_uri']}: rejected ({row['error_kind']}). {row['error']}\n")
+        return
+    table = Table("diagnosis", "probability", title=row["image_uri"], title_justify="left")
+    for code in sorted(taxonomy.CODES, key=lambda code: -row[f"p_{code}"]):
+        table.add_row(f"{taxonomy.NAMES[code]} ({code})", f"{row[f'p_{code}']:.1%}")
+    answer.print(table)
+    answer.print(
+        f"Alert level: {row['alert_level']}. The melanoma probability is {row['p_melanoma']:.1%}; review begins at "
+        f"{thresholds.review:.1%}, urgent at {thresholds.urgent:.1%}.\n{_MEANING[row['alert_level']]}"
+    )
+    if thresholds.operating_point:
+        answer.print(_reliability(thresholds.operating_point))
+    if row["outlier_score"] > 1:
+        answer.print("This picture is unlike the images that the model was trained on: do not rely on its answer.")
+    if "explanation_uri" in row:
+        answer.print(
+            f"What raised the probability: {row['explanation_uri']} (with the reddest 15% of the picture covered, the "
+            f"melanoma probability is {row['p_melanoma_covered']:.1%})"
+        )
+    answer.print(f"Model {row['model_version']}. Not a medical device.\n")
+
+
+def _reliability(point: "OperatingPoint") -> str:
+    """What the threshold of `review` gave on the images that it was chosen on."""
+    shares = []
+    for estimate, whom in ((point.sensitivity, "the melanomas"), (point.specificity, "the other images")):
+        interval = "" if estimate.low is None else f" (95% interval {estimate.low:.0%} to {estimate.high:.0%})"
+        shares.append(f"{estimate.value:.0%} of {whom}{interval}")
+    raised, not_raised = shares
+    return (
+        f"On the {point.n} validation images ({point.n_melanoma} melanomas) that the threshold was chosen on, an "
+        f"alert was raised for {raised}, and none for {not_raised}; on other cameras and patients it can be less."
+    )

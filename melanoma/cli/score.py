@@ -1,0 +1,91 @@
+"""melanoma score."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from melanoma.cli import console, options
+
+if TYPE_CHECKING:
+    from melanoma.api import ScoringResult
+    from melanoma.scoring.config import ScoreConfig
+
+
+def score(
+    archive: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARCHIVE...",
+            help="Folders and s3:// prefixes; manifests (.csv, .parquet); manifest.json of an S3 Inventory.",
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Folder or s3:// URI of the results.")],
+    bundle: options.Bundle = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run; default: the date and a digest.")] = None,
+    run_date: Annotated[str | None, typer.Option(help="ISO date of the run; default: today, UTC.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Score again what this model has scored.")] = False,
+    config_file: Annotated[str | None, typer.Option("--config", help="YAML such as configs/score.yaml.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score an archive: every image ends in scores or in rejects, melanoma alerts in one ranked Parquet file."""
+    from melanoma import config
+    from melanoma.scoring.config import ScoreConfig
+
+    settings = config.load(
+        ScoreConfig,
+        config_file,
+        archive=archive[0] if len(archive) == 1 else archive,
+        out=out,
+        bundle=bundle,
+        run_id=run_id,
+        run_date=run_date,
+        all=everything or None,
+    )
+    run_score(settings, as_json)
+
+
+def run_score(settings: "ScoreConfig", as_json: bool = False) -> None:
+    from melanoma import api
+
+    with console.bar("Scoring") as bar, _log_lines():
+        result = api.score(settings, on_image=bar, say=console.say)
+    if as_json:
+        console.print_json({**result.record.to_json(), "changed": result.changed})
+        return
+    if not result.changed:
+        record = result.record
+        console.answer.print(f"The run {record.run_id} was finished at {record.finished_at}: nothing was changed.")
+    _print_run(result)
+
+
+@contextlib.contextmanager
+def _log_lines() -> Iterator[None]:
+    """The run's log lines go to standard error where no terminal shows a bar."""
+    from melanoma.scoring.run import LOG
+
+    LOG.propagate = False
+    if console.progress.is_terminal:
+        yield
+        return
+    handler = logging.StreamHandler()
+    LOG.setLevel(logging.INFO)
+    LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+
+
+def _print_run(result: "ScoringResult") -> None:
+    counts, run_id, out = result.counts, result.record.run_id, result.out
+    kinds = ", ".join(f"{number} {kind}" for kind, number in counts.rejects_by_kind.items())
+    console.answer.print(
+        f"Run {run_id}: {counts.listed} objects listed, {counts.done_before} done before, "
+        f"{counts.scored} scored, {counts.rejected} rejected{f' ({kinds})' if kinds else ''}, "
+        f"{counts.alerts} alerts ({counts.urgent} urgent, {counts.review} review).",
+    )
+    console.answer.print(f"Results in {out}: scores/, rejects/, alerts/ and runs/run_id={run_id}.json")
+    console.answer.print(f"The night on one page: {result.page}")

@@ -1,0 +1,62 @@
+"""melanoma train."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from melanoma.cli import console, options
+from melanoma.cli.evaluate import print_metrics
+
+if TYPE_CHECKING:
+    from melanoma.training.config import TrainConfig
+    from melanoma.training.plan import ClassShare
+
+
+def train(
+    config_file: Annotated[str, typer.Option("--config", help="YAML of the training, such as configs/train.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    out: Annotated[str | None, typer.Option(help="Where the bundle is written: a folder or an s3:// URI.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train as configured, choose the best epoch on validation, calibrate, measure, write a bundle."""
+    from melanoma import config
+    from melanoma.training.config import TrainConfig
+
+    run_train(config.load(TrainConfig, config_file, overrides, out=out), as_json)
+
+
+def run_train(settings: "TrainConfig", as_json: bool = False) -> None:
+    from melanoma import api
+
+    model = api.train(settings, on_epoch=_epoch_line(settings), on_distribution=_say_distribution, say=console.say)
+    if as_json:
+        console.print_json({"bundle": settings.out, **model.bundle.manifest.to_json()})
+        return
+    metrics = model.bundle.manifest.metrics
+    print_metrics(metrics, metrics["split"])
+    console.answer.print(
+        f"Bundle of model {model.version}: {settings.out} (report: {settings.out}/evaluation/report.html)"
+    )
+
+
+def _epoch_line(settings: "TrainConfig") -> Callable[[dict[str, float]], None]:
+    def line(metrics: dict[str, float]) -> None:
+        console.say(
+            f"epoch {metrics['epoch']:.0f}/{settings.epochs}  loss {metrics['loss']:.3f}  validation: "
+            f"loss {metrics['validation_loss']:.3f}, accuracy {metrics['accuracy']:.3f}, balanced "
+            f"{metrics['balanced_accuracy']:.3f}, melanoma AUC {metrics['melanoma_auc']:.3f}  "
+            f"({metrics['images_per_second']:.0f} images/s, {metrics['input_wait_share']:.0%} of it waiting for input)"
+        )
+
+    return line
+
+
+def _say_distribution(classes: "list[ClassShare]") -> None:
+    from rich.table import Table
+
+    table = Table("training split", "images", "copies", "share", "of draws", "of the loss", title="Class balance")
+    for row in classes:
+        shares = (f"{share:.1%}" for share in (row["share"], row["drawn"], row["effective"]))
+        table.add_row(row["label"], str(row["images"]), str(row["copies"]), *shares)
+    console.progress.print(table)

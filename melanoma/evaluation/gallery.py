@@ -1,0 +1,135 @@
+"""The pictures of the report: the worst mistakes, and a random sample."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from melanoma.evaluation.intervals import Ints
+from melanoma.evaluation.metrics import Metrics
+from melanoma.evaluation.predictions import class_probabilities, is_melanoma
+from melanoma.pages import templates
+
+PICTURES_A_SECTION = 12
+
+
+@dataclass(frozen=True)
+class Card:
+    """One picture with its prediction."""
+
+    image_id: str
+    label: str
+    picture: str | None  # a data: address
+    top: list[tuple[str, float]]  # the three most probable classes
+    p_melanoma: float
+    alert_level: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Cards under one title, `out_of` how many that could have been shown."""
+
+    title: str
+    note: str
+    nothing: str  # what to say where there are no cards
+    cards: list[Card]
+    out_of: int
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Row positions of the images that the report shows, and how many there were to choose from."""
+
+    missed: Ints
+    n_missed: int
+    false_alarms: Ints
+    n_false_alarms: int
+    sample: Ints
+
+
+def select_pictures(predictions: pd.DataFrame, seed: int = 0) -> list[str]:
+    """The uris of the images that the report shows, each once.
+
+    They are the missed melanomas with the lowest `p_melanoma`, the false alarms with the highest and a random sample,
+    at most 12 of each. The order of the rows does not matter.
+    """
+    chosen = _select(predictions, seed)
+    rows = np.concatenate([chosen.missed, chosen.false_alarms, chosen.sample])
+    return list(dict.fromkeys(predictions["uri"].iloc[rows]))
+
+
+def sections(predictions: pd.DataFrame, metrics: Metrics, pictures: Mapping[str, bytes]) -> list[Section]:
+    """The sections of the report. `pictures`: a JPEG or PNG by the uri of `select_pictures`, which may lack some."""
+    chosen = _select(predictions, metrics.bootstrap.seed)
+    classes = tuple(metrics.classes)
+
+    def cards(rows: Ints) -> list[Card]:
+        shown = predictions.iloc[rows]
+        probability = class_probabilities(shown, classes) if len(shown) else np.empty((0, len(classes)))
+        return [_card(row, p, classes, pictures) for (_, row), p in zip(shown.iterrows(), probability, strict=True)]
+
+    return [
+        Section(
+            "Missed melanomas",
+            "Melanomas below the threshold, the lowest probability first.",
+            "No melanoma of this set is below the threshold." if metrics.n_melanoma else "This set has no melanoma.",
+            cards(chosen.missed),
+            chosen.n_missed,
+        ),
+        Section(
+            "False alarms",
+            (
+                "Images at or above the threshold that are not melanoma (some may be another cancer), the highest "
+                "probability first."
+            ),
+            "No other image of this set reaches the threshold.",
+            cards(chosen.false_alarms),
+            chosen.n_false_alarms,
+        ),
+        Section(
+            "A random sample",
+            "Drawn blindly from all images of this set, right and wrong answers.",
+            "",
+            cards(chosen.sample),
+            metrics.n,
+        ),
+    ]
+
+
+def _select(predictions: pd.DataFrame, seed: int) -> _Selection:
+    score = predictions["p_melanoma"].to_numpy(dtype=np.float64)
+    raised = score >= predictions["threshold"].to_numpy(dtype=np.float64)
+    melanoma = is_melanoma(predictions)
+    by_uri = np.argsort(predictions["uri"].to_numpy(dtype=object), kind="stable")
+    rising = by_uri[np.argsort(score[by_uri], kind="stable")]
+    missed = rising[(melanoma & ~raised)[rising]]
+    false_alarms = rising[::-1][(~melanoma & raised)[rising[::-1]]]
+    sample = np.random.default_rng(seed).permutation(by_uri)
+    return _Selection(
+        missed=missed[:PICTURES_A_SECTION],
+        n_missed=len(missed),
+        false_alarms=false_alarms[:PICTURES_A_SECTION],
+        n_false_alarms=len(false_alarms),
+        sample=sample[:PICTURES_A_SECTION],
+    )
+
+
+def _card(row: pd.Series, probability: np.ndarray, classes: tuple[str, ...], pictures: Mapping[str, bytes]) -> Card:
+    best = np.argsort(-probability, kind="stable")[:3]
+    return Card(
+        image_id=row["image_id"],
+        label=row["label"],
+        picture=image_uri(pictures.get(row["uri"], b"")),
+        top=[(classes[place], float(probability[place])) for place in best],
+        p_melanoma=float(row["p_melanoma"]),
+        alert_level=row["alert_level"],
+    )
+
+
+def image_uri(picture: bytes) -> str | None:
+    """The picture for an `img` element; None for bytes that are neither JPEG nor PNG."""
+    for start, kind in ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png")):
+        if picture.startswith(start):
+            return templates.data_uri(picture, kind)
+    return None

@@ -1,0 +1,168 @@
+"""The words of the report: what each measure is, what the model is for, and figures in sentences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from melanoma.evaluation.decision import JOINT
+from melanoma.evaluation.intervals import BOOTSTRAP, EXACT, EXACT_CLUSTERED, Estimate
+from melanoma.evaluation.metrics import Metrics
+
+# What the report and the model card (melanoma.evaluation.card) both say.
+INTENDED_USE = (
+    (
+        "Research and teaching: training, measuring and comparing models of dermoscopy images with figures that can be "
+        "trusted."
+    ),
+    (
+        "Ordering an archive of dermoscopy images by the probability of melanoma, for a dermatologist who looks at the "
+        "images anyway, within a study that its ethics board knows of."
+    ),
+)
+NOT_INTENDED_USE = (
+    (
+        "Diagnosing a person, or telling anyone that a lesion is harmless. It is not a medical device: nobody has "
+        "cleared it for one."
+    ),
+    "Leaving an image unread because it raised no alert.",
+    "Photographs that are no dermoscopy, such as those of a phone without a dermatoscope, nails, mucosa, or wounds.",
+    "People whom the training images do not show: children, and dark skin, may be hardly among them.",
+    "Anything commercial, unless the licence of every source of images allows it.",
+)
+MEASURES: dict[str, tuple[str, str]] = {
+    "sensitivity": ("Sensitivity", "melanomas with a melanoma probability at or above the frozen threshold"),
+    "specificity": ("Specificity", "other images below the frozen threshold"),
+    "melanoma_auc": (
+        "Area under the ROC curve",
+        "melanoma against the rest: the chance that a melanoma ranks above another image; 0.5 is a random order",
+    ),
+    "melanoma_pauc": (
+        "Partial area above 80% sensitivity",
+        "as in the ISIC 2024 challenge: at most 0.2; 0.02 is a random order",
+    ),
+    "specificity_at_95_sensitivity": (
+        "Specificity at 95% sensitivity",
+        "read off this set's ROC curve: optimistic, and not the frozen operating point",
+    ),
+    "sensitivity_at_95_specificity": ("Sensitivity at 95% specificity", "read off this set's ROC curve, as well"),
+    "accuracy": ("Accuracy", "images whose most probable class is the true one"),
+    "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes that have images in this set"),
+    "ece": (
+        "Calibration error (ECE)",
+        (
+            "gap between the probability of the most probable class and how often it is right, 15 equal bins; 0 is "
+            "best, but chance alone keeps a small set above it, and its interval too"
+        ),
+    ),
+    "brier": ("Brier score of melanoma", "mean squared error of the melanoma probability; 0 is best"),
+    "calibration_slope": (
+        "Calibration slope of melanoma",
+        "1 is right; below 1 the melanoma probabilities are too extreme, above 1 too cautious",
+    ),
+    "calibration_intercept": (
+        "Calibration intercept of melanoma",
+        "0 is right; below 0 the melanoma probabilities are too high on the whole, above 0 too low (log odds)",
+    ),
+}
+PERCENTAGES = (
+    "sensitivity",
+    "specificity",
+    "specificity_at_95_sensitivity",
+    "sensitivity_at_95_specificity",
+    "accuracy",
+    "balanced_accuracy",
+)
+METHODS = {  # how an interval was made, by its `method`
+    EXACT: "exact binomial interval of Clopper and Pearson: every image is a group of its own",
+    EXACT_CLUSTERED: "the exact binomial interval at the effective number of independent images, because images of one "
+    "group resemble each other (Korn and Graubard 1998)",
+    BOOTSTRAP: "percentile bootstrap that draws whole groups with replacement, {resamples:,} times: approximate; by "
+    "simulation it holds the true AUC in 94% of cases, and for the other figures that was not tried",
+    JOINT: "the exact binomial intervals of sensitivity and specificity, each at such a level (97.5%) that both hold "
+    "together with 95%; by Bayes' rule, and a little wider than they need be",
+}
+
+
+def percent(share: float) -> str:
+    """``0.875`` gives "88%"; never "0%" or "100%" for what is not quite that."""
+    text = f"{share:.0%}"
+    if (text == "0%" and share > 0) or (text == "100%" and share < 1):
+        text = f"{share:.1%}"
+        text = {"0.0%": "under 0.1%", "100.0%": "over 99.9%"}.get(text, text)
+    return text
+
+
+def words(name: str) -> str:
+    """ "melanoma_auc" gives "melanoma auc"."""
+    return name.replace("_", " ")
+
+
+def value_text(value: Any) -> str:
+    """A value of a table of facts: numbers with four digits, lists with commas."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(value_text(part) for part in value)
+    return str(value)
+
+
+def headlines(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Title, figure and sentence of the most important results."""
+    n, n_melanoma = metrics.n, metrics.n_melanoma
+    n_other = n - n_melanoma
+    sensitivity, specificity, auc = metrics.sensitivity, metrics.specificity, metrics.melanoma_auc
+    balanced, accuracy = metrics.balanced_accuracy, metrics.accuracy
+    of_melanomas = "This set has no melanoma: sensitivity cannot be measured."
+    if n_melanoma:
+        of_melanomas = f"{_hits(sensitivity, n_melanoma, 'melanoma')} raised ({_with_interval(sensitivity)})."
+    of_others = "This set has nothing but melanoma: specificity cannot be measured."
+    if n_other:
+        hits = _hits(specificity, n_other, "image", " without melanoma")
+        of_others = f"{hits} not raised ({_with_interval(specificity)})."
+    of_pairs = "Ranking takes melanomas and other images: it cannot be measured on this set."
+    if auc.value is not None:
+        of_pairs = (
+            "A melanoma has a higher probability than another image, both drawn at random, in "
+            f"{percent(auc.value)} of cases ({_interval(auc)}); 50% would be chance."
+        )
+    of_classes = (
+        f"Mean recall of the classes with images ({_with_interval(balanced)}). {_hits(accuracy, n, 'image')} given the "
+        f"right class ({_with_interval(accuracy)}); always naming the commonest class would be right for "
+        f"{percent(metrics.majority_class_accuracy)}."
+    )
+    return [
+        ("Melanomas raised (sensitivity)", _figure(sensitivity), of_melanomas),
+        ("Others left alone (specificity)", _figure(specificity), of_others),
+        ("Ranking of melanoma (AUC)", "-" if auc.value is None else f"{auc.value:.2f}", of_pairs),
+        ("Right class (balanced accuracy)", _figure(balanced), of_classes),
+    ]
+
+
+def training_pace(history: list[Mapping[str, Any]]) -> str:
+    """How fast the training was and how long it waited for its input, where the epochs of `history` say."""
+    epochs = [epoch for epoch in history if "input_wait_share" in epoch]
+    if not epochs:
+        return ""
+    waited, pace = (
+        sum(epoch[name] for epoch in epochs) / len(epochs) for name in ("input_wait_share", "images_per_second")
+    )
+    return f"It took {pace:,.0f} images a second, and {waited:.1%} of that time was spent waiting for images."
+
+
+def _figure(estimate: Estimate) -> str:
+    return "-" if estimate.value is None else percent(estimate.value)
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{_figure(estimate)}, {_interval(estimate)}"
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "no interval: too few groups"
+    return f"95% interval {percent(estimate.low)} to {percent(estimate.high)}"
+
+
+def _hits(estimate: Estimate, n: int, noun: str, which: str = "") -> str:
+    """ "14 of 16 melanomas were"."""
+    hits = round((estimate.value or 0.0) * n)
+    return f"{hits:,} of {n:,} {noun}{'' if n == 1 else 's'}{which} {'was' if hits == 1 else 'were'}"

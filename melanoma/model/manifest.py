@@ -1,0 +1,113 @@
+"""What `bundle.json` says of a model, typed.
+
+Reading and writing keep the file's tree as it is: a key that this version does not know is kept, and an optional key
+that an earlier version did not write is not added (`to_json`). What was measured (`metrics`), the configuration of the
+training and the exhibit of the leaked twin stand there as the JSON that the rooms above wrote; they belong to
+`melanoma.evaluation` and `melanoma.training`.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from melanoma.model.outliers import OutlierModel
+
+
+class JsonModel(BaseModel):
+    """A JSON object with types; keys that are not known are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, ser_json_inf_nan="constants")
+
+    def to_json(self) -> dict[str, Any]:
+        """The very tree that was read, or that was given: keys that were not are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class Calibration(JsonModel):
+    """Probabilities are softmax(logits / temperature)."""
+
+    temperature: float
+    method: str | None = None
+    fitted_on: str | None = None  # a split
+
+
+class Estimate(JsonModel):
+    """A figure with its 95% interval; None where it is not defined, such as the sensitivity without a melanoma."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    method: str | None = None
+
+
+class OperatingPoint(JsonModel):
+    """What `review` gives on the images that it was chosen on, see melanoma.evaluation.operating_point."""
+
+    threshold: float | None = None
+    stated_sensitivity: float | None = None
+    bound: str | None = None  # what was to reach it: "observed" or "lower"
+    sensitivity: Estimate
+    sensitivity_lower_bound: float | None = None
+    specificity: Estimate
+    n: int  # images
+    n_melanoma: int
+
+
+class Thresholds(JsonModel):
+    """From which p_melanoma on an image is raised, and how that was chosen."""
+
+    review: float
+    urgent: float
+    chosen: str | None = None  # a phrase
+    operating_point: OperatingPoint | None = None  # None: the bundle was made by an earlier version
+
+
+class Member(JsonModel):
+    """One network of the ensemble; a bundle of a single network has one."""
+
+    seed: int | None = None
+    best_epoch: int  # counted from 1: the epoch whose weights were kept
+    history: tuple[dict[str, Any], ...] = ()  # the figures of each epoch
+
+
+class TrainingFacts(JsonModel):
+    """What the model was trained on and how."""
+
+    config: dict[str, Any] = {}  # a TrainConfig of melanoma.training.config
+    catalog_fingerprint: str | None = None
+    class_counts: dict[str, dict[str, int]] = {}  # images by split and label
+    source_counts: dict[str, dict[str, int]] | None = None  # training images by source and label
+    class_distribution: dict[str, Any] | None = None  # `rows`: see melanoma.training.plan.ClassShare
+    parameters: int | None = None
+    members: tuple[Member, ...] = ()
+    leaked_twin: dict[str, Any] | None = None  # see melanoma.training.twin
+
+
+class Draft(JsonModel):
+    """All of a manifest but what `melanoma.model.bundle.write` derives from the program and the files."""
+
+    created: str | None = None  # ISO 8601, UTC
+    input_size: int  # pixels a side
+    test_time_flips: int = 1  # orientations that a prediction is the mean of, see melanoma.model.predictor
+    calibration: Calibration
+    thresholds: Thresholds
+    outliers: OutlierModel
+    licence: str | None = None  # of the weights
+    training: TrainingFacts = TrainingFacts()
+    versions: dict[str, str] = {}  # of the program and its libraries
+    metrics: dict[str, Any] = {}  # `split` and the figures of its evaluation/metrics.json; empty: not measured
+
+
+class Manifest(Draft):
+    """The whole of `bundle.json`."""
+
+    model_version: str
+    schema_version: int = Field(alias="schema")
+    preprocessing: str
+    classes: tuple[str, ...]
+    files: dict[str, str]  # relative name and sha256 of every other file
+
+    def draft(self) -> Draft:
+        """What may be written anew, with other values or beside other files."""
+        derived = {"model_version", "schema", "preprocessing", "classes", "files"}
+        return Draft.model_validate({key: value for key, value in self.to_json().items() if key not in derived})

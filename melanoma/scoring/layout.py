@@ -1,0 +1,70 @@
+"""Where the files of a run lie below its output: each function gives the URI of one of them.
+
+OUT/
+  scores/run_date=2026-11-20/run_id=ID/shard-00000.parquet    every image scored
+  rejects/run_date=2026-11-20/run_id=ID/shard-00000.parquet   every image that could not be, and why
+  alerts/run_date=2026-11-20/run_id=ID/alerts.parquet         one object
+  explanations/run_date=2026-11-20/run_id=ID/SHA256.png       what raised an alert, in red on its picture
+  plans/run_id=ID/ATTEMPT/shard-00000.parquet                 the images of one shard, in order of URI
+  runs/run_id=ID/plan.json                                    the plan: with it the shards are frozen
+  runs/run_id=ID/run.html                                     the run on one page
+  runs/run_id=ID.json                                         the commit record, written last
+  runs/key=KEY/lease.json                                     while a driver is at work, see lease.py
+  deliveries/run_id=ID/CHANNEL.json                           what was sent, see deliver.py
+"""
+
+from melanoma import storage
+
+
+def folder(out: str, kind: str, run_date: str, run_id: str) -> str:
+    """The folder of a run's `kind`: scores, rejects, alerts or explanations."""
+    return storage.join(out, kind, f"run_date={run_date}", f"run_id={run_id}")
+
+
+def alerts(out: str, run_date: str, run_id: str) -> str:
+    return storage.join(folder(out, "alerts", run_date, run_id), "alerts.parquet")
+
+
+def planned_shard(out: str, run_id: str, attempt: str, shard: int) -> str:
+    return storage.join(out, "plans", f"run_id={run_id}", attempt, _shard_name(shard))
+
+
+def result_shard(out: str, kind: str, run_date: str, run_id: str, shard: int) -> str:
+    """What came of a shard; `kind`: scores or rejects."""
+    return storage.join(folder(out, kind, run_date, run_id), _shard_name(shard))
+
+
+def _shard_name(shard: int) -> str:
+    return f"shard-{shard:05d}.parquet"
+
+
+def runs(out: str) -> str:
+    return storage.join(out, "runs")
+
+
+def plan(out: str, run_id: str) -> str:
+    return storage.join(runs(out), f"run_id={run_id}", "plan.json")
+
+
+def page(out: str, run_id: str) -> str:
+    return storage.join(runs(out), f"run_id={run_id}", "run.html")
+
+
+def record(out: str, run_id: str) -> str:
+    return storage.join(runs(out), f"run_id={run_id}.json")
+
+
+def run_lease(out: str, key: str) -> str:
+    return storage.join(runs(out), f"key={key}", "lease.json")
+
+
+def deliveries(out: str) -> str:
+    return storage.join(out, "deliveries")
+
+
+def delivery(out: str, run_id: str, channel: str) -> str:
+    return storage.join(deliveries(out), f"run_id={run_id}", f"{channel}.json")
+
+
+def delivery_lease(out: str) -> str:
+    return storage.join(deliveries(out), "lease.json")

@@ -1,0 +1,47 @@
+"""The few figures that trainings are compared by, measured as an evaluation measures them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from melanoma import taxonomy
+from melanoma.evaluation.metrics import compute_metrics
+from melanoma.model.manifest import Estimate, JsonModel
+
+
+class Figures(JsonModel):
+    """How good a model is on some images, with 95% intervals over groups."""
+
+    n: int  # images
+    n_melanoma: int
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    melanoma_auc: Estimate
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any]) -> Self:
+        """Those of `compute_metrics`, or of a bundle's manifest."""
+        return cls.model_validate({name: metrics[name] for name in cls.model_fields})
+
+
+def measure(probabilities: np.ndarray, labels: Sequence[str], groups: Sequence[str], seed: int) -> Figures:
+    """The figures of some predictions.
+
+    Args:
+        probabilities: float [n, classes], in the order of `taxonomy.CODES`.
+        labels: The label of each image.
+        groups: The group of each image: what belongs together is drawn together for the intervals.
+        seed: Decides these draws.
+    """
+    columns = {f"p_{code}": probabilities[:, place] for place, code in enumerate(taxonomy.CODES)}
+    table = pd.DataFrame(columns, dtype=np.float64).assign(
+        image_id="", group_id=list(groups), label=list(labels), threshold=0.5
+    )
+    return Figures.of(compute_metrics(table.assign(p_melanoma=table[f"p_{taxonomy.MELANOMA}"]), seed=seed).to_json())
+
+
+def cell(estimate: Estimate) -> str:
+    """An estimate with its interval, for a table."""
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

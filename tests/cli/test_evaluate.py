@@ -1,0 +1,30 @@
+"""melanoma evaluate: what it answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from melanoma import taxonomy
+
+Run = Callable[..., Any]
+
+
+def test_evaluate_answers_with_metrics_and_writes_the_report(
+    command: Run, bundle_path: Path, catalogs: Path, tmp_path: Path
+) -> None:
+    arguments = ["evaluate", bundle_path, catalogs / "catalog.parquet", "--split", "all", "--out", tmp_path / "out"]
+    said = command(*arguments, "--json")
+    assert (said.code, said.err) == (0, "")
+    metrics = json.loads(said.out)
+    assert (metrics["n"], metrics["n_melanoma"]) == (36, 4)
+    names = ["accuracy", "balanced_accuracy", "melanoma_auc", "melanoma_pauc", "sensitivity", "specificity"]
+    for name in [*names, "specificity_at_95_sensitivity", "ece", "brier"]:
+        assert {"value", "low", "high"} <= metrics[name].keys()
+        assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
+    assert set(metrics["recall"]) == set(taxonomy.CODES)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 36
+    assert "<html" in (tmp_path / "out" / "report.html").read_text()

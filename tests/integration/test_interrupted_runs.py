@@ -1,0 +1,136 @@
+"""Scoring runs as users start them, killed and started again: the command in a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from melanoma.demo.local_s3 import LocalS3
+
+
+def kill(process: "subprocess.Popen[bytes]", started: Iterable[int]) -> None:
+    """SIGKILL the process group of a command, and see that what it has `started` ends with it."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 30
+    # Ray's processes end when the one that started them does; its workers, a moment later.
+    while (left := {pid for pid in started if Path(f"/proc/{pid}").exists()}) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, f"the killed command left {left} running"
+
+
+def test_a_killed_run_is_resumed_by_the_same_command(
+    s3: LocalS3,
+    bucket: str,
+    bundle_path: Path,
+    lesion: Callable[..., bytes],
+    program: str,
+    program_environment: dict[str, str],
+    contents: Callable[[Path], dict[str, tuple[int, bytes]]],
+    descendants: Callable[[int], dict[int, str]],
+    tmp_path: Path,
+) -> None:
+    archive, out = s3.root / bucket / "archive", s3.root / bucket / "results"
+    archive.mkdir()
+    # Large enough that the run takes a while.
+    pictures = [lesion(code, 1, size=1500) for code in ("MEL", "NV")]
+    for number in range(120):
+        (archive / f"{number:03}.jpg").write_bytes(pictures[number % 2])
+    (archive / "text.jpg").write_bytes(b"no picture")
+    settings = tmp_path / "score.yaml"
+    settings.write_text("shard_size: 3\nworkers: 1\n")
+    words = [program, "score", f"s3://{bucket}/archive", "--out", f"s3://{bucket}/results"]
+    words += ["--bundle", str(bundle_path), "--config", str(settings)]
+
+    first = subprocess.Popen(
+        words, env=program_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 180
+        while not any(out.glob("scores/*/*/*.parquet")):
+            assert first.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "the run did not begin"
+            time.sleep(0.002)
+    finally:
+        if first.poll() is None:
+            kill(first, descendants(first.pid))
+    before = contents(out)
+    done = {name for name in before if name.startswith("scores/")}
+    assert 0 < len(done) < 41, "the run was not killed in its middle"
+    assert not [name for name in before if re.fullmatch(r"runs/[^/]*\.json", name) or name.startswith("alerts/")]
+
+    second = subprocess.run(words, env=program_environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    lines = second.stderr.splitlines()
+    (run,) = (found[1] for line in lines if (found := re.fullmatch(r"Resuming the run (\S+)\.", line)))
+    assert any(re.fullmatch(r"\d+ of 121 images were done before the interruption\.", line) for line in lines)
+    dead = [
+        "Another driver has been at work here: looking for 15 s whether it is alive.",
+        "It is not: this driver takes its place.",
+    ]
+    assert [line for line in lines if line in dead] == dead
+    logged = [json.loads(line) for line in lines if line.startswith("{")]
+    assert (logged[-1]["done"], logged[-1]["images"], logged[-1]["rejects_by_kind"]) == (121, 121, {"not_an_image": 1})
+    told = [line for line in lines if line not in dead and not line.startswith("{")]
+    assert all(re.match(r"Resuming|Scoring: \d+ of 121$|\d+ of 121", line) for line in told), told
+    after = contents(out)
+    assert {name: after[name] for name in done} == {name: before[name] for name in done}
+    assert len([name for name in after if name.startswith("scores/")]) == 41
+    tables = {kind: pd.read_parquet(f"s3://{bucket}/results/{kind}") for kind in ("scores", "rejects", "alerts")}
+    uris = Counter([*tables["scores"]["image_uri"], *tables["rejects"]["image_uri"]])
+    assert uris == Counter(f"s3://{bucket}/archive/{path.name}" for path in archive.iterdir())
+    assert tables["rejects"]["image_uri"].tolist() == [f"s3://{bucket}/archive/text.jpg"]
+    assert set(tables["scores"]["run_id"]) == {run}
+    record = json.loads((out / "runs" / f"run_id={run}.json").read_text())
+    assert (record["counts"]["scored"], record["counts"]["rejected"], record["stages"]["resumed"]) == (120, 1, True)
+    assert len(tables["alerts"]) == record["counts"]["alerts"]
+
+    third = subprocess.run(words, env=program_environment, capture_output=True, text=True, check=False)
+    assert (third.returncode, third.stderr) == (0, "")
+    assert f"The run {run} was finished at {record['finished_at']}: nothing was changed." in third.stdout
+    assert contents(out) == after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Terminated")])
+def test_a_stopped_run_says_so_and_leaves_nothing_running(
+    number: signal.Signals,
+    word: str,
+    bundle_path: Path,
+    lesion: Callable[..., bytes],
+    program: str,
+    program_environment: dict[str, str],
+    descendants: Callable[[int], dict[int, str]],
+    tmp_path: Path,
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    picture = lesion("MEL", 1, size=1500)
+    for count in range(400):
+        (archive / f"{count:03}.jpg").write_bytes(picture)
+    words = [program, "score", str(archive), "--out", str(out), "--bundle", str(bundle_path)]
+    with subprocess.Popen(words, env=program_environment, stderr=subprocess.PIPE, text=True) as process:
+        while not any(out.glob("scores/*/*/*.parquet")):
+            assert process.poll() is None, "the run ended before it could be stopped"
+            time.sleep(0.01)
+        started = descendants(process.pid)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 3
+    assert said.splitlines()[-1] == f"melanoma: {word}."
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 30
+    while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, [started[pid] for pid in left]
+    assert not list((out / "runs").glob("*.json"))
