@@ -34,6 +34,9 @@ def classes_of(
         contradictions: See `contradictions_of`.
         disputed: The rows whose label a reference contradicts.
         confirmed: The rows whose label it confirms.
+
+    Returns:
+        A row a class, for the audit's `classes`.
     """
     labels = frame["label"].tolist()
     also: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))

@@ -110,6 +110,9 @@ def label_of_record(record: dict[Hashable, Any], column: str | None, one_hot: li
         one_hot: These columns, of `ONE_HOT`.
         source: The table's address, for messages.
 
+    Returns:
+        The code of a diagnosis, several joined by "|", or None.
+
     Raises:
         InputError: A word that is no diagnosis.
     """

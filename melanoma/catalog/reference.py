@@ -69,6 +69,9 @@ def by_pair(
         joined: What joins its rows.
         known: See `labels_of`.
         disputed: The rows whose label it contradicts.
+
+    Returns:
+        A row for each pair of labels, the commonest first.
     """
     rows_of_pair: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row in disputed:

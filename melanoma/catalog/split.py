@@ -27,6 +27,9 @@ def split(
             (split null), because training on them would leak. "aside": all images of its groups are set aside, and
             `test` is a share of the others.
 
+    Returns:
+        The copy; images that are set aside have no split.
+
     Raises:
         InputError: The shares leave nothing to train on, or do not fit the test split of the catalog.
     """

@@ -75,6 +75,9 @@ def compare(
         seed: Seed of the bootstrap.
         resamples: How often the bootstrap draws.
 
+    Returns:
+        A comparison for each figure, by its name.
+
     Raises:
         ValueError: The tables differ in images or labels, or cannot be measured.
     """

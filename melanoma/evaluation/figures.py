@@ -121,6 +121,9 @@ def reliability_figure(probability: Floats, outcome: Bools, group: Ints, x_label
         group: int [n], which images belong together.
         x_label: What the probability is of.
         y_label: What the share is of.
+
+    Returns:
+        The figure, not yet drawn to a file.
     """
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     bins = bin_of(probability)
@@ -316,6 +319,9 @@ def score_distribution_figure(scores: Floats, earlier: Floats, review: float, ur
         earlier: float [images]; empty where there is no earlier night.
         review: The threshold of the alert level "review".
         urgent: That of "urgent".
+
+    Returns:
+        The figure, not yet drawn to a file.
     """
     edges = np.linspace(0, 1, 41).tolist()
     with mpl.rc_context(_STYLE):

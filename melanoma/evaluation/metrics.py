@@ -166,6 +166,9 @@ def compute_metrics(
         resamples: How often the bootstrap draws.
         prevalence: A share of melanoma, above 0 and below 1, to show alerts at, besides `decision.PREVALENCES`.
 
+    Returns:
+        All that `metrics.json` holds of these predictions.
+
     Raises:
         ValueError: The table is empty, a label leaves open whether it is melanoma, a probability or threshold is not
             finite, or there are several thresholds.

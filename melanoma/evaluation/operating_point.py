@@ -155,6 +155,9 @@ def operating_point(
             threshold is chosen on the same images: it is a one-sided tolerance limit (Wilks 1941, "Determination of
             sample sizes for setting tolerance limits").
 
+    Returns:
+        The threshold, with what it gives on these images.
+
     Raises:
         ValueError: There is no melanoma, nothing else, the sensitivity is out of range, or there are too few melanomas
             for the bound: 95% takes 59 of them.

@@ -142,6 +142,9 @@ def evaluate_frame(
         show_images: Whether the files may name and show images.
         say: Is given one line a step.
 
+    Returns:
+        The metrics, and the files of the report.
+
     Raises:
         InputError: The split is empty, a source is not in the catalog, or a column cannot be measured by.
     """

@@ -134,6 +134,9 @@ def stability(
         pixels: These images, uint8 RGB [n, size, size, 3].
         seed: Seed of the bootstrap.
         resamples: How often the bootstrap draws.
+
+    Returns:
+        How often the diagnosis and the alert flip under each change, with intervals.
     """
     melanoma = is_melanoma(predictions)
     group, n_groups = group_codes(predictions)

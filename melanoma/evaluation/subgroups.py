@@ -76,6 +76,9 @@ def subgroups(
         seed: Seed of the bootstrap.
         resamples: How often the bootstrap draws.
 
+    Returns:
+        The figures of each value of the column.
+
     Raises:
         ValueError: There are more than 50 values.
     """

@@ -72,6 +72,9 @@ def lacks_data(image: Image.Image, data: bytes, end: int, wanted: tuple[int, int
         data: The file that it was loaded from.
         end: See `end_marker`.
         wanted: The width and height that it was scaled to while it was decoded, see `Image.Image.draft`.
+
+    Returns:
+        Whether pixels are missing.
     """
     corner = image.getpixel((image.width - 1, image.height - 1))
     if not {127, 128}.issuperset(corner if isinstance(corner, tuple) else (corner,)):

@@ -1,5 +1,8 @@
 """Where the files of a run lie below its output: each function gives the URI of one of them.
 
+Everywhere here `out` is the output, a normal URI; `run_id` and `run_date` (ISO) name the run; `attempt` is that of its
+plan; `shard` is counted from 0; `kind` is "scores", "rejects", "alerts" or "explanations".
+
 OUT/
   scores/run_date=2026-11-20/run_id=ID/shard-00000.parquet    every image scored
   rejects/run_date=2026-11-20/run_id=ID/shard-00000.parquet   every image that could not be, and why
@@ -26,6 +29,7 @@ def alerts(out: str, run_date: str, run_id: str) -> str:
 
 
 def planned_shard(out: str, run_id: str, attempt: str, shard: int) -> str:
+    """The images of a shard, as they were planned."""
     return storage.join(out, "plans", f"run_id={run_id}", attempt, _shard_name(shard))
 
 

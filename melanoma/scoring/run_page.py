@@ -165,6 +165,9 @@ def render(
         shown: The pictures of the first of these alerts, in their order.
         rejects: Rows of `tables.REJECTS` as examples, by error kind.
         pictures_failed: Why there are no pictures at all.
+
+    Returns:
+        HTML that needs nothing else.
     """
     distributions = [other.distribution for other in earlier if other.distribution]
     now = drift.values([record.distribution] if record.distribution else [])

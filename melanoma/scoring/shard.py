@@ -89,7 +89,17 @@ class _Batch:
 
 
 def decode_one(uri: str, data: Fetched, size: int, limits: Limits) -> list[_Image]:
-    """The pixels of one image, of each frame if it has several, or the reason why there are none. Never raises."""
+    """Decode one image that was fetched. Never raises.
+
+    Args:
+        uri: Which image it is.
+        data: Its content, or why it could not be fetched.
+        size: Pixels a side that the network takes.
+        limits: What a file may have at most.
+
+    Returns:
+        The pixels of each frame, or one reject with its reason.
+    """
     loaded = load.load(data, size, limits, several_frames=True)
     if loaded.error:
         return [_Image(uri, loaded.sha256, None, error_kind=loaded.error.kind, error=loaded.error.reason)]

@@ -222,6 +222,9 @@ def make_learner(
         workers: How many train it.
         strategy: Theirs.
         pretrained: False where a checkpoint will bring the weights.
+
+    Returns:
+        The network with its optimizer and, if configured, its averaged weights.
     """
     with strategy.scope():
         model = networks.build(

@@ -75,6 +75,9 @@ def class_distribution(
         balance: How it is balanced.
         sources: One an image; needed where the balance goes by source.
         seed: That of the training.
+
+    Returns:
+        A row a class.
     """
     images = class_counts(labels)
     copied = {label: _copies_of(count, balance.copies) for label, count in images.items()}

@@ -55,6 +55,9 @@ def train_twin(
         development: The images that are split anew.
         on_epoch: Given the figures of each epoch.
         say: Given one line a step.
+
+    Returns:
+        The figures of the twin, for the report.
     """
     say("Training the leaked twin first, for the report's warning: its split is over single files.")
     share = float((development.rows["split"] == "validation").mean())

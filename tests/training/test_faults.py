@@ -108,7 +108,8 @@ def _run(folder: str, out: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=root)
 
 
-@pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "s3"])
+@pytest.mark.slow  # the quick tests have test_one_worker_resumes_what_two_began
+@pytest.mark.parametrize("place", ["folder", "s3"])
 def test_a_killed_driver_is_resumed_by_the_same_command(
     undisturbed: Learned, tmp_path: Path, s3: LocalS3, bucket: str, place: str
 ) -> None:

@@ -232,6 +232,7 @@ def test_what_a_network_wants_its_pixels_to_be_is_inside(pixels: np.ndarray) -> 
         assert np.abs(unprepared - expected).max() > 0.1 * scale
 
 
+@pytest.mark.slow  # the quick tests refuse the weights of another network
 def test_weights_of_a_file_are_loaded(tmp_path: Path, pixels: np.ndarray) -> None:
     """The stand-in for what Keras downloads with weights: imagenet, which cannot be had in a test."""
     first = networks.build(Network(name="MobileNetV3Small"), 32, seed=1).get_layer(networks.BACKBONE)

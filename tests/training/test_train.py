@@ -121,6 +121,7 @@ def test_the_name_of_a_run_that_an_earlier_version_began_stands_for_the_same_run
             claim_run_name(changed, "run", data)
 
 
+@pytest.mark.slow  # the quick tests hold the claim, and that one worker resumes what two began
 def test_a_run_of_the_same_name_is_resumed(ray_cluster: None, data: TrainingData, tmp_path: Path) -> None:
     settings = _config(tmp_path, cpus_per_worker=0.5)
     trained = fit(settings, data)
