@@ -84,7 +84,10 @@ def run_all(chosen: list[Block], folder: Path, environment: dict[str, str]) -> N
         assert ended.returncode == 0, f"{block.text}\nended with {ended.returncode}:\n{ended.stdout}\n{ended.stderr}"
 
 
-@pytest.mark.parametrize("page", QUICK)
+# The first page that a newcomer reads runs with every change, the others at night.
+@pytest.mark.parametrize(
+    "page", [page if page == "README.md" else pytest.param(page, marks=pytest.mark.slow) for page in QUICK]
+)
 def test_what_is_quick_runs(page: str, folder: Path, program_environment: dict[str, str]) -> None:
     run_all(quick_blocks(page), folder, program_environment)
 

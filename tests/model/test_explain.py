@@ -189,7 +189,7 @@ def test_an_oriented_picture_has_the_oriented_map(bundle: Bundle, lesion: Callab
         (Network(width=4), 96, 24),
         (Network(name="student", width=4), 96, 24),
         (Network(width=4, blocks=(1, 1), normalization="group", colour_constancy=6), 32, 16),
-        (Network(name="MobileNetV3Small", colour_constancy=6), 96, 24),
+        pytest.param(Network(name="MobileNetV3Small", colour_constancy=6), 96, 24, marks=pytest.mark.slow),
     ],
 )
 def test_the_networks_of_this_program_and_ensembles_of_them_are_explained(

@@ -153,6 +153,7 @@ def _real(folder: str, pattern: str, step: int = 1) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.skipif(not os.environ.get("MELANOMA_DATA"), reason="MELANOMA_DATA names no real images")
+@pytest.mark.slow
 def test_real_dermoscopy_is_known_from_other_pictures() -> None:
     # One of HAM10000's cameras and clinics for all: what another camera does is measured, not promised.
     pixels = np.stack(list(_real("ham10000/images", "*.jpg", step=8)))

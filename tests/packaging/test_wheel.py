@@ -76,6 +76,7 @@ def test_it_is_the_installed_one_that_runs(installed: Path, program_environment:
     assert Path(interface).is_relative_to(installed)
 
 
+@pytest.mark.slow  # the quick test looks at what the wheel holds
 def test_predict_works_without_a_checkout(melanoma: Run, lesions: Path) -> None:
     image = lesions / "melanoma" / "MEL-0.jpg"
     done = melanoma("predict", image, "--json")
