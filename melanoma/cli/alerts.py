@@ -21,7 +21,11 @@ def alerts(
     # The table under the data frame of `melanoma.alerts`: pandas would take longer than all the rest.
     from melanoma.scoring.results import read_alerts
 
-    rows = [row for row in read_alerts(out, date).to_pylist() if not new or row["first_raised"] is None]
+    found = read_alerts(out, date)
+    if not (as_json or as_csv):
+        # For the time zone pyarrow imports pandas, and the table on the terminal has no such column.
+        found = found.drop_columns(["scored_at"])
+    rows = [row for row in found.to_pylist() if not new or row["first_raised"] is None]
     if by_patient:
         from melanoma.scoring import alerts as alerting
 
