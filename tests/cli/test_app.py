@@ -86,10 +86,9 @@ def test_an_unexpected_error_says_how_to_see_where(command: Run, monkeypatch: py
         cli.run(fail)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["alerts", "{tmp}"]])
-def test_what_needs_no_heavy_library_imports_none(
-    program_environment: dict[str, str], tmp_path: Path, arguments: list[str]
-) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["alerts", "{results}"]])
+def test_what_needs_no_heavy_library_imports_none(program_environment: dict[str, str], arguments: list[str]) -> None:
+    results = Path(__file__).parents[1] / "scoring" / "data" / "before"
     code = (
         "import sys\n"
         "from melanoma import cli\n"
@@ -97,7 +96,7 @@ def test_what_needs_no_heavy_library_imports_none(
         "print('imported:', *sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *(word.format(tmp=tmp_path) for word in arguments)],
+        [sys.executable, "-c", code, *(word.format(results=results) for word in arguments)],
         env=program_environment,
         capture_output=True,
         text=True,
