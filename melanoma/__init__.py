@@ -40,8 +40,15 @@ __all__ = [
 ]
 
 # Read when TensorFlow and Keras are first imported, in every process of a cluster, so set before anything of ours is.
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# What else Keras would read of a user's environment is dropped, see melanoma.model.keras_settings for their home.
+for _name in [name for name in os.environ if name.startswith("KERAS_") and name != "KERAS_HOME"]:
+    del os.environ[_name]
+os.environ.pop("TF_USE_LEGACY_KERAS", None)
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # the training is written for Ray Train's second version
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# By default the first process takes all of a GPU's memory, and the next has none.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one of this package

@@ -1,11 +1,12 @@
 """YAML and ``key=value`` overrides become a typed configuration, or one clear error.
 
 The configuration of a job stands beside the job, such as `melanoma.scoring.config`, and is read from its YAML files in
-``configs/``. No configuration holds a credential.
+``configs/``. No configuration holds a credential: those are in the environment, see `secret`.
 """
 
 import datetime
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import pydantic
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from melanoma.errors import InputError
 
@@ -50,6 +52,11 @@ Place = Annotated[str, PlaceKind()]
 """A local path, or a file:// or s3:// URI. A submitted job refuses a relative one, see `relative_places`."""
 LocalPlace = Annotated[str, PlaceKind(on_stores=False)]
 """A local path or a file:// URI: of a file that is appended to, which an object store cannot do."""
+
+
+def secret(name: str) -> str:
+    """A secret of the environment, without the line end that a file around it leaves; empty where there is none."""
+    return os.environ.get(name, "").strip("\r\n\ufeff")
 
 
 class Model(BaseModel):
@@ -177,10 +184,14 @@ def _sentence(model: type[BaseModel], error: pydantic.ValidationError, path: str
         hint = f"did you mean {near[0]!r}?" if near else f"the keys there are {', '.join(known)}."
         return f"Unknown key {key!r}{where}: {hint}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"The key {key!r}{where} is {first['input']!r}: {message[0].lower() + message[1:]}."
+    if not first["loc"]:  # of several keys together
+        return f"The configuration{where} cannot be used: {message}."
+    field = _fields(model, first["loc"][:-1]).get(str(first["loc"][-1]))
+    found = repr(first["input"]) if field is None or field.repr else "a value that is not shown"
+    return f"The key {key!r}{where} is {found}: {message[0].lower() + message[1:]}."
 
 
-def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> dict[str, FieldInfo]:
     """The keys that are known at a place of the tree. In a list of several kinds, the kind is a part of the path."""
     models = [model]
     for part in path:
@@ -193,7 +204,7 @@ def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
                 for each in models
                 if (part,) in [get_args(field.annotation) for field in each.model_fields.values()]
             ]
-    return list(dict.fromkeys(name for each in models for name in each.model_fields))
+    return {name: field for each in models for name, field in each.model_fields.items()}
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

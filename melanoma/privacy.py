@@ -51,8 +51,16 @@ class Privacy:
 
 
 def from_environment(hold_back_annotated: bool) -> Privacy:
-    """With the key of ``MELANOMA_PSEUDONYM_KEY``. Raises InputError where it is too short to be one."""
-    key = os.environ.get(KEY, "").encode()
+    """With the key of ``MELANOMA_PSEUDONYM_KEY``. Raises InputError where it is too short to be one, or where blanks or
+    a line end surround it: with and without them, a patient would go by two names."""
+    value = os.environ.get(KEY, "")
+    if value != value.strip().strip("\ufeff"):
+        raise InputError(
+            f"{KEY} begins or ends in a blank or a line break, as a key does that was read from a file with its line "
+            'end: set it without, such as with "$(cat FILE)". Earlier versions took this for a part of the key: '
+            "patients of nights that were scored so go by other pseudonyms from now on."
+        )
+    key = os.fsencode(value)  # whatever bytes it has
     if key and len(key) < _LEAST_BYTES:
         raise InputError(
             f"{KEY} has {len(key)} bytes: give it at least {_LEAST_BYTES}, such as `openssl rand -hex 24`."

@@ -1,20 +1,16 @@
-"""A URI becomes bytes: the one place that knows endpoints, credentials and retries.
+"""A URI becomes bytes: the one way to files and objects.
 
-A URI is ``s3://bucket/key`` or a local path (``file://`` is understood). S3 is reached as the AWS tools reach it: by
-``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE`` or an instance role, and ``AWS_ENDPOINT_URL`` for a store that is not Amazon's.
-Nothing here takes a credential from a configuration file of this project.
-
-Every failure is a `FileNotFoundError`, a `PermissionError` or another `OSError`, for S3 as for files.
+A URI is ``s3://bucket/key``, see `melanoma.s3`, or a local path (``file://`` is understood). Every failure is a
+`FileNotFoundError`, a `PermissionError` or another `OSError`, for S3 as for files; and an `UnavailableError` where the
+object store does not answer.
 """
 
-import contextlib
 import functools
 import io
 import json
 import os
 import posixpath
 import stat
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,42 +22,22 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from melanoma import s3
 from melanoma.errors import InputError
+from melanoma.s3 import ChangedError as ChangedError
+from melanoma.s3 import ObjectInfo as ObjectInfo
+from melanoma.s3 import UnavailableError as UnavailableError
+from melanoma.s3 import forget_client as forget_client
+from melanoma.s3 import is_away as is_away
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_NOT_FOUND = {"NoSuchKey", "NoSuchBucket", "404", "NotFound"}
-_BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError"}
-_BODY_ATTEMPTS = 3
-_FORBIDDEN = {
-    "AccessDenied",
-    "403",
-    "401",
-    "Forbidden",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "AuthorizationHeaderMalformed",
-}
+_PIECE = 16 * 2**20  # bytes that are downloaded at a time
+_ROWS_A_GROUP = 2**16  # of a Parquet file: what a reader has in memory at a time
 
 
-class ChangedError(OSError):
-    """The object is not the one that was listed any more."""
-
-
-class UnavailableError(ConnectionError):
-    """The object store did not answer, broke off, or asked to be left alone for a while: a later try may succeed."""
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """One listed object. `etag` changes when the content does: S3's ETag, or size and modification time of a file."""
-
-    uri: str
-    size: int
-    etag: str
+# --- URIs -------------------------------------------------------------------------------------------------------------
 
 
 def is_s3(uri: str) -> bool:
@@ -74,9 +50,14 @@ def normalize(uri: str) -> str:
     Raises InputError for a scheme that is not read here.
     """
     if is_s3(uri):
-        bucket, key = _split(uri)
+        bucket, key = s3.split(uri)
         if not bucket:
             raise InputError(f"{uri!r} names no bucket: write s3://bucket/prefix.")
+        if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
+            raise InputError(
+                f"{uri!r} has no name of a bucket: write s3://bucket/prefix, and set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, for credentials."
+            )
         return f"s3://{bucket}/{key}".rstrip("/")
     if uri.startswith(("file:///", "file://localhost/")):
         uri = unquote(uri.removeprefix("file://").removeprefix("localhost"))
@@ -99,57 +80,19 @@ def name(uri: str) -> str:
     return posixpath.basename(uri)
 
 
-def _split(uri: str) -> tuple[str, str]:
-    # Not urlparse: a key may hold "#" and "?".
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
+def is_below(uri: str, folder: str) -> bool:
+    """Whether a normal URI is `folder`, a normal URI too, or lies in it, by whatever links and mounts it is reached."""
+    if is_s3(uri) or is_s3(folder):
+        return f"{uri}/".startswith(f"{folder}/")
+    real = Path(os.path.realpath(uri))
+    return any(path.exists() and os.path.exists(folder) and path.samefile(folder) for path in (real, *real.parents))
 
 
-_client_lock = threading.Lock()
-
-
-@functools.cache
-def _client(process: int) -> Any:
-    import boto3
-    import botocore.config
-
-    # A session of its own: the default one may not be shared by threads, and keeps the credentials it first saw.
-    session = boto3.session.Session()
-    return session.client(
-        "s3",
-        region_name=os.environ.get("AWS_REGION") or session.region_name or "us-east-1",
-        config=botocore.config.Config(
-            retries={"mode": "standard", "max_attempts": 5},
-            connect_timeout=10,
-            read_timeout=60,
-            max_pool_connections=64,
-            # Stores other than Amazon's know neither of the newer checksum headers.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
-
-
-def forget_client() -> None:
-    """Let the next request read the environment anew."""
-    _client.cache_clear()
-
-
-def _s3() -> Any:
-    """The client of this process: it is thread-safe, but must not be carried through a fork."""
-    import botocore.exceptions  # takes 0.2 s, which a command on local files need not wait for
-
-    try:
-        with _client_lock:  # or sixteen threads would each make one, at 0.2 s
-            return _client(os.getpid())
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:
-        raise OSError(
-            f"The object store cannot be reached as AWS_ENDPOINT_URL, AWS_PROFILE and AWS_REGION say: {error}."
-        ) from None
+# --- Files ------------------------------------------------------------------------------------------------------------
 
 
 def _plain_errors(function: Callable[P, T]) -> Callable[P, T]:
-    """botocore's errors become the OSErrors that a local file gives. The first argument is the URI."""
+    """An error in words. The first argument is the path."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -161,83 +104,10 @@ def _plain_errors(function: Callable[P, T]) -> Callable[P, T]:
             if error.errno is None or not error.strerror:
                 raise
             raise type(error)(f"{args[0]}: {error.strerror[0].lower()}{error.strerror[1:]}.") from None
-        except Exception as error:
-            if plain := _plain_error(error, str(args[0])):
-                raise plain from None
-            raise
+        except ValueError:  # a null byte, or half a surrogate pair
+            raise FileNotFoundError(f"{args[0]!a} cannot be the name of a file or object.") from None
 
     return wrapped
-
-
-def _plain_error(error: Exception, uri: str) -> OSError | None:
-    """The plain error for one of the S3 client; None for any other."""
-    import boto3.exceptions
-    import botocore.exceptions
-
-    if isinstance(error, botocore.exceptions.ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-        return _os_error(code, status, uri)
-    if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
-        return PermissionError(
-            f"No S3 credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-        )
-    if isinstance(error, botocore.exceptions.ParamValidationError):
-        return FileNotFoundError(f"{uri} is not a valid S3 name.")
-    if isinstance(error, (*_broken_off(), boto3.exceptions.Boto3Error)):
-        return UnavailableError(f"The object store did not answer for {uri} ({type(error).__name__}).")
-    if isinstance(error, ValueError):  # a null byte, or half a surrogate pair
-        return FileNotFoundError(f"{uri!a} cannot be the name of a file or object.")
-    return None
-
-
-def _broken_off() -> tuple[type[Exception], ...]:
-    """While a body is read, not every error of urllib3 becomes one of botocore."""
-    import botocore.exceptions
-    import urllib3.exceptions
-
-    return botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError
-
-
-def _os_error(code: str, status: str, uri: str) -> OSError:
-    if code == "NoSuchBucket":
-        return FileNotFoundError(f"The bucket of {uri} does not exist.")
-    if code in _NOT_FOUND or status == "404":
-        return FileNotFoundError(f"{uri} does not exist.")
-    if code in _FORBIDDEN or status in {"401", "403"}:
-        return PermissionError(f"The object store refused access to {uri} ({code}): check the credentials.")
-    kind = UnavailableError if status.startswith("5") or status == "429" or code in _BUSY else OSError
-    return kind(f"The object store failed for {uri} ({code or status}).")
-
-
-def list_objects(uri: str) -> Iterator[ObjectInfo]:
-    """Every object below `uri`, or the object that it names: files, and on S3 folder markers too, in a fixed order.
-
-    Raises FileNotFoundError for a bucket or local folder that does not exist, PermissionError for wrong credentials.
-    S3 knows no folders: a prefix that no key has lists nothing.
-    """
-    uri = normalize(uri)
-    return _list_s3(uri) if is_s3(uri) else _list_local(uri)
-
-
-def _list_s3(uri: str) -> Iterator[ObjectInfo]:
-    bucket, prefix = _split(uri)
-    next_page = _plain_errors(lambda _uri, pages: next(pages, None))
-
-    def listing(prefix: str) -> Iterator[ObjectInfo]:
-        pages = iter(_s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix))
-        while (page := next_page(uri, pages)) is not None:
-            for item in page.get("Contents", ()):
-                etag = str(item.get("ETag", "")).strip('"')
-                yield ObjectInfo(f"s3://{bucket}/{item['Key']}", int(item["Size"]), etag)
-
-    found = False
-    # A prefix is a folder here, not a beginning: "archive" must not list "archive-2".
-    for info in listing(f"{prefix}/" if prefix else ""):
-        found = True
-        yield info
-    if not found and prefix:
-        yield from (info for info in listing(prefix) if info.uri == uri)
 
 
 def _list_local(path: str) -> Iterator[ObjectInfo]:
@@ -274,94 +144,32 @@ def _local_etag(status: os.stat_result) -> str:
 
 
 @_plain_errors
-def read_bytes(uri: str, limit: int | None = None) -> bytes:
-    """The content of an object; at most `limit` + 1 bytes of it, so that a caller sees that it is too large.
-
-    Raises FileNotFoundError, PermissionError or another OSError.
-    """
-    if is_s3(uri):
-        bucket, key = _split(uri)
-        for _ in range(_BODY_ATTEMPTS):
-            response = _s3().get_object(Bucket=bucket, Key=key)
-            if (wanted := response.get("ContentLength")) is None:
-                raise UnavailableError(f"The object store did not say how long {uri} is.")
-            if limit is not None:
-                wanted = min(wanted, limit + 1)
-            with contextlib.closing(response["Body"]) as body, contextlib.suppress(*_broken_off()):
-                # botocore repeats a request, but not a body that breaks off, and takes part of one for all of it.
-                if len(data := bytes(body.read(wanted))) == wanted:
-                    return data
-        raise UnavailableError(f"The object store broke off while sending {uri}.")
-    if not stat.S_ISREG(os.stat(uri).st_mode):
-        raise OSError(f"{uri} is not a regular file.")
-    with open(uri, "rb") as file:
-        # Not `count` at once: Python takes memory for all that is asked for.
+def _read_file(path: str, limit: int | None) -> bytes:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path} is not a regular file.")
+    with open(path, "rb") as file:
+        # Not `limit` at once: Python takes memory for all that is asked for.
         return file.read() if limit is None else file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
 
 
 @_plain_errors
-def read_range(uri: str, offset: int, length: int, etag: str = "") -> bytes:
-    """Read a part of an object.
-
-    Args:
-        uri: An s3:// URI or local path.
-        offset: The first byte, counted from 0.
-        length: How many bytes at most; fewer are returned where the object ends.
-        etag: As a listing gave it; "" is any.
-
-    Raises ChangedError where the object is not the one of the `etag` any more, and OSError as `read_bytes`.
-    """
-    if length <= 0:
-        return b""
-    changed = ChangedError(f"{uri} has changed since it was listed.")
-    if is_s3(uri):
-        bucket, key = _split(uri)
-        for _ in range(_BODY_ATTEMPTS):
-            response = _s3().get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-{offset + length - 1}")
-            # Not every store knows If-Match.
-            if etag and str(response.get("ETag", "")).strip('"') != etag:
-                response["Body"].close()
-                raise changed
-            with contextlib.closing(response["Body"]) as body, contextlib.suppress(*_broken_off()):
-                if len(data := bytes(body.read(length))) == response.get("ContentLength"):
-                    return data
-        raise UnavailableError(f"The object store broke off while sending {uri}.")
-    with open(uri, "rb") as file:
+def _read_part(path: str, offset: int, length: int, etag: str) -> bytes:
+    with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         if etag and _local_etag(status) != etag:
-            raise changed
+            raise ChangedError(f"{path} has changed since it was listed.")
         file.seek(offset)
         return file.read(min(length, max(0, status.st_size - offset)))
 
 
 @_plain_errors
-def info(uri: str) -> ObjectInfo:
-    """What a listing would say of one object. Raises FileNotFoundError, PermissionError or another OSError."""
-    if not is_s3(uri):
-        os.stat(uri)  # `_local_info` takes a dangling link for one
-        return _local_info(uri)
-    bucket, key = _split(uri)
-    head = _s3().head_object(Bucket=bucket, Key=key)
-    return ObjectInfo(uri, int(head["ContentLength"]), str(head.get("ETag", "")).strip('"'))
+def _info_of_file(path: str) -> ObjectInfo:
+    os.stat(path)  # `_local_info` takes a dangling link for a file
+    return _local_info(path)
 
 
 @_plain_errors
-def download(uri: str, path: Path) -> None:
-    """An object of a bucket as a file, however large it is."""
-    bucket, key = _split(uri)
-    _s3().download_file(bucket, key, str(path))
-
-
-@_plain_errors
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write an object in one piece: a reader sees all of it or what was there before.
-
-    Raises FileNotFoundError (no such bucket), PermissionError or another OSError.
-    """
-    if is_s3(uri):
-        bucket, key = _split(uri)
-        _s3().put_object(Bucket=bucket, Key=key, Body=data)
-        return
+def _write_file(uri: str, data: bytes) -> None:
     path = Path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
@@ -376,56 +184,132 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 @_plain_errors
-def delete(uri: str) -> None:
-    """Delete an object; no error where there is none."""
-    if is_s3(uri):
-        bucket, key = _split(uri)
-        _s3().delete_object(Bucket=bucket, Key=key)
-    else:
-        Path(uri).unlink(missing_ok=True)
+def _delete_file(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
 
 
-def check_writable(uri: str) -> None:
-    """Raise InputError where objects cannot be written below `uri`: better before hours of work than after."""
-    probe = join(normalize(uri), ".write-test")
-    try:
-        write_bytes(probe, b"")
-        delete(probe)
-    except OSError as error:
-        raise InputError(f"Nothing can be written to {uri}: {error}") from None
+# --- Files and objects ------------------------------------------------------------------------------------------------
 
 
-@_plain_errors
-def exists(uri: str) -> bool:
-    if not is_s3(uri):
-        return os.path.exists(uri)
-    import botocore.exceptions
+@dataclass(frozen=True)
+class Store:
+    """Reads and writes files and objects.
 
-    bucket, key = _split(uri)
-    try:
-        _s3().head_object(Bucket=bucket, Key=key)
-    except botocore.exceptions.ClientError as error:
-        if str(error.response.get("Error", {}).get("Code", "")) in _NOT_FOUND:
+    `patience`: the seconds for which an object store that does not answer is asked again, see `melanoma.s3`, before
+    UnavailableError is raised; 0 asks once. Each method may raise it, and OSError.
+    """
+
+    patience: float = 30.0
+
+    def list_objects(self, uri: str) -> Iterator[ObjectInfo]:
+        """Every object below `uri`, or the object that it names: files, and on S3 folder markers too, in a fixed order.
+
+        Raises FileNotFoundError for a bucket or local folder that does not exist, PermissionError for wrong
+        credentials. S3 knows no folders: a prefix that no key has lists nothing.
+        """
+        uri = normalize(uri)
+        return s3.list_objects(uri, self.patience) if is_s3(uri) else _list_local(uri)
+
+    def read_bytes(self, uri: str, limit: int | None = None) -> bytes:
+        """The content of an object; at most `limit` + 1 bytes of it, so that a caller sees that it is too large."""
+        return s3.read_bytes(uri, limit, self.patience) if is_s3(uri) else _read_file(uri, limit)
+
+    def read_range(self, uri: str, offset: int, length: int, etag: str = "") -> bytes:
+        """Read a part of an object.
+
+        Args:
+            uri: An s3:// URI or local path.
+            offset: The first byte, counted from 0.
+            length: How many bytes at most; fewer are returned where the object ends.
+            etag: As a listing gave it; "" is any.
+
+        Raises ChangedError where the object is not the one of the `etag` any more, and as `read_bytes`.
+        """
+        if length <= 0:
+            return b""
+        if is_s3(uri):
+            return s3.read_range(uri, offset, length, etag, self.patience)
+        return _read_part(uri, offset, length, etag)
+
+    def info(self, uri: str) -> ObjectInfo:
+        """What a listing would say of one object."""
+        return s3.info(uri, self.patience) if is_s3(uri) else _info_of_file(uri)
+
+    def exists(self, uri: str) -> bool:
+        try:
+            return bool(self.info(uri))
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        raise
-    return True
+
+    def download(self, uri: str, path: Path) -> None:
+        """An object as a file, however large it is."""
+        whole = self.info(uri)
+        with path.open("wb") as file:
+            while file.tell() < whole.size:
+                if not (data := self.read_range(uri, file.tell(), _PIECE, whole.etag)):
+                    raise ChangedError(f"{uri} has changed while it was read.")
+                file.write(data)
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Write an object in one piece: a reader sees all of it or what was there before."""
+        if is_s3(uri):
+            s3.write_bytes(uri, data, self.patience)
+        else:
+            _write_file(uri, data)
+
+    def delete(self, uri: str) -> None:
+        """Delete an object; no error where there is none."""
+        if is_s3(uri):
+            s3.delete(uri, self.patience)
+        else:
+            _delete_file(uri)
+
+    def check_writable(self, uri: str) -> None:
+        """Raise InputError where objects cannot be written below `uri`: better before hours of work than after."""
+        probe = join(normalize(uri), ".write-test")
+        try:
+            self.write_bytes(probe, b"")
+            self.delete(probe)
+        except OSError as error:
+            raise InputError(f"Nothing can be written to {uri}: {error}") from None
+
+    def read_json(self, uri: str) -> Any:
+        """Raises ValueError where the object is not JSON."""
+        return json.loads(self.read_bytes(uri))
+
+    def write_json(self, uri: str, value: Any) -> None:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_bytes(uri, f"{text}\n".encode())
+
+    def read_table(self, uri: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file as an Arrow table. Raises InputError where the file is not Parquet."""
+        data = self.read_bytes(uri)
+        try:
+            return pq.ParquetFile(io.BytesIO(data)).read(columns=columns)
+        except (pa.ArrowException, OSError, ValueError):  # pyarrow raises OSError for damaged pages
+            raise InputError(f"{uri} is not a Parquet file, or a damaged one.") from None
+
+    def write_table(self, uri: str, table: pa.Table) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, row_group_size=_ROWS_A_GROUP, compression="zstd")
+        self.write_bytes(uri, buffer.getvalue())
 
 
-def read_json(uri: str) -> Any:
-    return json.loads(read_bytes(uri))
+DEFAULT = Store()
+"""For what has no patience configured; its methods are functions of this module, too."""
 
-
-def write_json(uri: str, value: Any) -> None:
-    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file as an Arrow table. Raises InputError where the file is not Parquet, OSError as `read_bytes`."""
-    data = read_bytes(uri)
-    try:
-        return pq.ParquetFile(io.BytesIO(data)).read(columns=columns)
-    except (pa.ArrowException, OSError, ValueError):  # pyarrow raises OSError for damaged pages
-        raise InputError(f"{uri} is not a Parquet file, or a damaged one.") from None
+list_objects = DEFAULT.list_objects
+read_bytes = DEFAULT.read_bytes
+read_range = DEFAULT.read_range
+info = DEFAULT.info
+exists = DEFAULT.exists
+write_bytes = DEFAULT.write_bytes
+delete = DEFAULT.delete
+check_writable = DEFAULT.check_writable
+read_json = DEFAULT.read_json
+write_json = DEFAULT.write_json
+read_table = DEFAULT.read_table
+write_table = DEFAULT.write_table
 
 
 def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -437,55 +321,6 @@ def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def write_table(uri: str, table: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_bytes(uri, buffer.getvalue())
-
-
-@dataclass(frozen=True)
-class Store:
-    """The functions of this module, with patience: a store that does not answer is asked again, later and later.
-
-    `patience`: seconds after which `UnavailableError` is raised all the same; 0 asks once. Each method does, and raises
-    otherwise, what the function of its name does.
-    """
-
-    patience: float = 0.0
-
-    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        import tenacity
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(UnavailableError),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
-            stop=tenacity.stop_after_delay(self.patience),
-            reraise=True,
-        )
-        return retrying(function, *args, **kwargs)
-
-    def read_bytes(self, uri: str, limit: int | None = None) -> bytes:
-        return self._call(read_bytes, uri, limit)
-
-    def read_range(self, uri: str, offset: int, length: int, etag: str = "") -> bytes:
-        return self._call(read_range, uri, offset, length, etag)
-
-    def read_table(self, uri: str, columns: list[str] | None = None) -> pa.Table:
-        return self._call(read_table, uri, columns)
-
-    def info(self, uri: str) -> ObjectInfo:
-        return self._call(info, uri)
-
-    def write_bytes(self, uri: str, data: bytes) -> None:
-        self._call(write_bytes, uri, data)
-
-    def write_json(self, uri: str, value: Any) -> None:
-        self._call(write_json, uri, value)
-
-    def write_table(self, uri: str, table: pa.Table) -> None:
-        self._call(write_table, uri, table)
-
-
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """A pyarrow filesystem and the path in it, for Ray, which takes no bytes but a filesystem."""
     uri = normalize(uri)
@@ -493,4 +328,5 @@ def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         return pyarrow.fs.LocalFileSystem(), uri
     import s3fs  # heavy, and only training needs it
 
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(s3fs.S3FileSystem())), uri.removeprefix("s3://")
+    filesystem = s3fs.S3FileSystem(anon=s3.is_anonymous())
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), uri.removeprefix("s3://")

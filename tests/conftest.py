@@ -252,8 +252,16 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client of the object store tries as often as ever, but does not wait for seconds in between."""
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.01)
+    """The object store is asked for as long as ever, but without waiting for seconds in between."""
+    monkeypatch.setattr("melanoma.s3._LONGEST_WAIT", 0.01)
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """What has no patience configured waits a second for the object store."""
+    object.__setattr__(storage.DEFAULT, "patience", 1.0)
+    yield
+    object.__setattr__(storage.DEFAULT, "patience", storage.Store().patience)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -223,8 +223,14 @@ def test_a_run_shows_its_counts_alerts_and_rejects(
     assert alerts.columns.tolist() == tables.ALERTS.names
     assert len(alerts) == result.counts.alerts > 0
     assert alerts["p_melanoma"].is_monotonic_decreasing
-    pd.testing.assert_frame_equal(m.alerts(out), alerts)
-    pd.testing.assert_frame_equal(m.alerts(out, "2026-11-20"), alerts)
+    listed = alerts.assign(archive=str(archive))
+    pd.testing.assert_frame_equal(m.alerts(out), listed)
+    pd.testing.assert_frame_equal(m.alerts(out, "2026-11-20"), listed)
+    assert (result.earlier, result.has_scored_nothing) == ((), False)
+    assert [(reason.error_kind, reason.count) for reason in result.reject_reasons] == [
+        ("empty", 1),
+        ("not_an_image", 1),
+    ]
     assert sorted(result.rejects["error_kind"]) == ["empty", "not_an_image"]
     assert len(result.scores) == 36
     expected = f"ScoringResult(run_id='first', scored=36, rejected=2, alerts={len(alerts)})"

@@ -243,3 +243,11 @@ def test_values_may_have_dotted_keys(tmp_path: Path) -> None:
     values: dict[str, Any] = {"network.width": 4, "epochs": 2}
     loaded = config.load(TrainConfig, path, **values)
     assert (loaded.network.name, loaded.network.width, loaded.epochs) == ("student", 4, 2)
+
+
+@pytest.mark.parametrize("value", ["swordfish", "swordfish\n", "swordfish\r\n", "\ufeffswordfish\n", "\nswordfish"])
+def test_a_line_end_is_no_part_of_a_secret(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("MELANOMA_SECRET_OF_A_TEST", value)
+    assert config.secret("MELANOMA_SECRET_OF_A_TEST") == "swordfish"
+    monkeypatch.delenv("MELANOMA_SECRET_OF_A_TEST")
+    assert config.secret("MELANOMA_SECRET_OF_A_TEST") == ""

@@ -1,5 +1,8 @@
 """What leaves the store of a patient."""
 
+import hmac
+import os
+
 import pytest
 
 from melanoma import privacy
@@ -54,3 +57,28 @@ def test_a_key_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch) -
         privacy.from_environment(False)
     monkeypatch.setenv(privacy.KEY, "")
     assert privacy.from_environment(False).key is None
+
+
+KEY = "0123456789abcdef0123"
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {}", "{}\t", "\ufeff{}", "\n{}\n"])
+def test_a_key_with_a_line_end_is_refused_before_a_patient_goes_by_two_names(
+    monkeypatch: pytest.MonkeyPatch, around: str
+) -> None:
+    monkeypatch.setenv(privacy.KEY, around.format(KEY))
+    with pytest.raises(InputError, match="begins or ends in a blank or a line break") as caught:
+        privacy.from_environment(False)
+    assert "other pseudonyms from now on" in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", [KEY.encode(), "ключ-для-псевдонимов".encode(), b"sixteen bytes of \xff\xfe", b"two words, 16 bytes"]
+)
+def test_a_key_that_was_fine_gives_the_pseudonyms_that_it_gave(monkeypatch: pytest.MonkeyPatch, key: bytes) -> None:
+    monkeypatch.setitem(os.environb, privacy.KEY.encode(), key)
+    found = privacy.from_environment(False)
+    assert found.key == key
+    assert found.pseudonym("4711") == hmac.new(key, b"4711", "sha256").hexdigest()[:32]
+    assert found.fingerprint() == hmac.new(key, b"fingerprint", "sha256").hexdigest()[:16]

@@ -3,52 +3,6 @@ import pytest
 from melanoma import taxonomy
 
 
-@pytest.mark.parametrize(
-    ("word", "label"),
-    [
-        ("melanoma", "MEL"),
-        ("MEL", "MEL"),
-        ("  Melanoma \n", "MEL"),
-        ("melanocytic_nevi", "NV"),
-        ("Naevus", "NV"),
-        ("basal-cell carcinoma", "BCC"),
-        ("squamous  cell\tcarcinoma", "SCC"),
-        ("seborrhoeic keratosis", "SK"),
-        ("vascular lesion", "VASC"),
-        ("akiec", "AK|SCC"),
-        ("AKIEC", "AK|SCC"),
-        # HAM10000's word, and the single diagnosis of the nine-class set.
-        ("bkl", "BKL|SK"),
-        ("BKL", "BKL"),
-        ("pigmented benign keratosis", "BKL"),
-        ("SCC|AK", "AK|SCC"),
-        ("MEL|MEL", "MEL"),
-    ],
-)
-def test_words_of_the_source_sets(word: str, label: str) -> None:
-    assert taxonomy.label_of(word) == label
-
-
-@pytest.mark.parametrize("word", ["", " ", "|", "MEL|", "mel|nv", "melanomas", "unknown", "皮膚", "\0", "NV,MEL"])
-def test_other_words_are_not_guessed(word: str) -> None:
-    assert taxonomy.label_of(word) is None
-
-
-@pytest.mark.parametrize("name", taxonomy.NAMES.values())
-def test_every_name_stands_for_its_code(name: str) -> None:
-    label = taxonomy.label_of(name.upper())
-    assert label is not None
-    assert taxonomy.NAMES[label] == name
-
-
-def test_the_challenges_bkl_covers_two_diagnoses() -> None:
-    assert taxonomy.challenge_label_of(" BKL ") == "BKL|SK"
-    assert taxonomy.challenge_label_of("AKIEC") == "AK|SCC"
-    assert taxonomy.challenge_label_of("AK") == "AK"
-    assert taxonomy.challenge_label_of("SK") == "SK"
-    assert taxonomy.challenge_label_of("no such thing") is None
-
-
 def test_codes_of_a_label() -> None:
     assert taxonomy.codes_of("MEL") == ("MEL",)
     assert taxonomy.codes_of("AK|SCC") == ("AK", "SCC")
@@ -89,3 +43,10 @@ def test_melanoma_is_one_of_three_malignant_diagnoses() -> None:
 )
 def test_image_ids(name: str, image_id: str) -> None:
     assert taxonomy.image_id_of(name) == image_id
+
+
+def test_coarse_labels_have_short_names() -> None:
+    assert taxonomy.name_of("AK|DF|NV|BKL|SK|VASC") == "benign"
+    assert taxonomy.name_of("BCC|MEL|SCC") == "malignant"
+    assert taxonomy.name_of("AK|BCC|DF|NV|BKL|SK|SCC|VASC") == "not melanoma"
+    assert taxonomy.name_of("AK|SCC") == "actinic keratosis or squamous cell carcinoma"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from melanoma.imaging.errors import ImageError
+    from melanoma.imaging.isolated import IsolatedDecoder
     from melanoma.model.bundle import Bundle
     from melanoma.model.explain import Explainer
     from melanoma.model.manifest import Thresholds
@@ -148,7 +149,7 @@ class TrainedModel:
         rows = []
         for image in _one_by_one(images):
             uri, data = _fetched(image)
-            row = {"image_uri": uri, **predict_bytes(self._predictor, data)}
+            row = {"image_uri": uri, **predict_bytes(self._predictor, data, decoder=self._decoder)}
             if not isinstance(image, str | os.PathLike | bytes):
                 row["content_sha256"] = None  # pixels have no file
             if explain and isinstance(data, bytes) and "error_kind" not in row:
@@ -166,21 +167,26 @@ class TrainedModel:
         from melanoma.model.predictor import predict_bytes
 
         _, data = _fetched(image)
-        row = predict_bytes(self._predictor, data)
+        row = predict_bytes(self._predictor, data, decoder=self._decoder)
         if not isinstance(data, bytes) or "error_kind" in row:
             raise InputError(f"The image cannot be explained: {row['error']}")
         return self._explanation(data, row["p_melanoma"])
 
     def _explanation(self, data: bytes, p_melanoma: float) -> "Explanation":
         from melanoma import taxonomy
-        from melanoma.imaging.decode import decode, decode_image
+        from melanoma.imaging.errors import ImageError
         from melanoma.model import explain
 
-        pixels = decode(data, self.bundle.input_size).pixels
+        try:
+            (frame,) = self._decoder.frames(data, self.bundle.input_size)
+            picture = self._decoder.picture(data, longest=_LONGEST_OVERLAY)
+        except ImageError as error:
+            raise InputError(f"The image cannot be explained: {error}") from None
+        pixels = frame.pixels
         heat = self._explainer.heat(pixels)
         without = explain.covered(pixels, explain.hottest(heat, len(pixels)))
         p_covered = self._predictor.probabilities(without[None])[0, taxonomy.CODES.index(taxonomy.MELANOMA)]
-        overlay = explain.overlay(decode_image(data, longest=_LONGEST_OVERLAY), heat, p_melanoma)
+        overlay = explain.overlay(picture, heat, p_melanoma)
         return Explanation(overlay, heat, p_melanoma, float(p_covered))
 
     @cached_property
@@ -189,6 +195,12 @@ class TrainedModel:
         from melanoma.model.predictor import Predictor
 
         return Predictor(self.bundle)
+
+    @cached_property
+    def _decoder(self) -> "IsolatedDecoder":
+        from melanoma.imaging.isolated import IsolatedDecoder
+
+        return IsolatedDecoder()
 
     @cached_property
     def _explainer(self) -> "Explainer":

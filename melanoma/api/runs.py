@@ -1,6 +1,7 @@
 """Scoring runs: an archive is scored, and its alerts are read."""
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from melanoma.scoring.config import ScoreConfig
     from melanoma.scoring.record import Counts, RunRecord
+    from melanoma.scoring.results import Reason
 
 
 def score(
@@ -55,27 +57,31 @@ def score(
         outcome = score(settings, lambda progress: on_image(progress.done, progress.total), say)
     if settings.deliver:
         deliver.deliver(settings.out, settings.deliver, say=say)
-    return ScoringResult(settings.out, outcome.record, outcome.changed)
+    earlier = tuple(ScoringResult(settings.out, record, changed=True) for record in outcome.earlier)
+    return ScoringResult(settings.out, outcome.record, outcome.changed, earlier)
 
 
-def alerts(out: Place, date: str | None = None) -> "pd.DataFrame":
-    """The alerts of the runs of a date, the most probable melanoma first.
+def alerts(out: Place, date: str | None = None, archive: Place | None = None) -> "pd.DataFrame":
+    """The alerts of a night and of what nobody was shown before, the most probable melanoma first.
 
     Example: ``m.alerts("s3://results").query("first_raised.isna()")``
 
     Args:
         out: A folder or s3:// URI that `score` has written to.
-        date: An ISO date; None is the newest.
+        date: An ISO date: the runs of that date alone. None is the newest, with the runs that were cut off before it
+            and finished since, and those that neither `melanoma alerts` has shown nor a delivery brought. Nothing is
+            noted here.
+        archive: One of the archives, as `score` was given it; None is all.
 
     Returns:
-        One row an alert, with the columns of `melanoma.scoring.tables.ALERTS`.
+        One row an alert, with the columns of `melanoma.scoring.results.LISTED`.
 
     Raises:
-        InputError: There is no finished run, or none of this date.
+        InputError: There is no finished run, or none of this date or archive.
     """
     from melanoma.scoring.results import read_alerts
 
-    return shared.frame(read_alerts(os.fspath(out), date))
+    return shared.frame(read_alerts(os.fspath(out), date, None if archive is None else os.fspath(archive)))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -85,12 +91,15 @@ class ScoringResult:
     Attributes:
         out: Where the results lie.
         record: The commit record: counts, versions, thresholds, timings.
-        changed: Whether this call did anything; a finished run that is run again changes nothing.
+        changed: Whether this call did anything; a finished run that is run again changes nothing unless there are new
+            files.
+        earlier: The runs of earlier nights that were cut off, and that this call finished first.
     """
 
     out: str
     record: "RunRecord"
     changed: bool
+    earlier: "tuple[ScoringResult, ...]" = ()
 
     @property
     def counts(self) -> "Counts":
@@ -119,6 +128,20 @@ class ScoringResult:
 
         return self._read("rejects", tables.REJECTS)
 
+    @functools.cached_property
+    def reject_reasons(self) -> "list[Reason]":
+        """Why files could not be scored: `error_kind`, `error` of the first and `count`, the most frequent first."""
+        from melanoma.scoring import results
+
+        return results.reject_reasons(self.out, self.record)
+
+    @property
+    def has_scored_nothing(self) -> bool:
+        """Whether no image of these archives has been scored by this model, in this run or before."""
+        from melanoma.scoring import results
+
+        return results.has_scored_nothing(self.out, self.record)
+
     @property
     def scores(self) -> "pd.DataFrame":
         """Every image that was scored."""
@@ -130,11 +153,12 @@ class ScoringResult:
         import pyarrow as pa
 
         from melanoma import storage
-        from melanoma.scoring import layout
+        from melanoma.scoring import layout, tables
 
+        run = self.record.run_id, self.record.run_date
         folder = layout.folder(storage.normalize(self.out), kind, self.record.run_date, self.record.run_id)
         uris = [info.uri for info in storage.list_objects(folder)] if self.record.images else []
-        shards = [storage.completed(storage.read_table(uri), schema) for uri in uris]
+        shards = [tables.of_run(storage.read_table(uri), schema, *run) for uri in uris]
         return shared.frame(pa.concat_tables([schema.empty_table(), *shards]))
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
 """What the functions of the interface share."""
 
 import html
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,13 +23,14 @@ OnImage = Callable[[int, int], None]
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow without what its C++ prints before any logging can be set."""
+    """Import TensorFlow, and Keras with its settings, without what their C++ prints before any logging can be set."""
     from melanoma import quiet
 
     with quiet.native_stderr():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        importlib.import_module("melanoma.model.keras_settings")
 
 
 def settings(model: "type[C]", given: "C | Place | None", values: Mapping[str, Any]) -> "C":
@@ -85,7 +87,10 @@ def figures_frame(metrics: Mapping[str, Any]) -> "pd.DataFrame":
 
 
 def figures_html(metrics: Mapping[str, Any]) -> str:
-    counts = f"{metrics['split']}: {metrics['n']} images, {metrics['n_melanoma']} melanomas; intervals of 95%"
+    from melanoma.evaluation.wording import left_out
+
+    counts = f"{metrics['split']}: {metrics['n']} images, {metrics['n_melanoma']} melanomas; intervals of 95%."
+    counts = " ".join([counts, *left_out(metrics)])
     warning = f"<p><b>{html.escape(metrics['leak_warning'])}</b></p>" if metrics.get("leak_warning") else ""
     return f"<p>{html.escape(counts)}</p>{warning}{figures_frame(metrics).to_html(float_format='{:.3f}'.format)}"
 

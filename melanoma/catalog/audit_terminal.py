@@ -8,7 +8,7 @@ from rich.table import Table
 
 from melanoma import storage
 from melanoma.catalog import audit_words
-from melanoma.catalog.audit_words import several
+from melanoma.catalog.audit_words import several, short
 
 LINES_SHOWN = 5
 """The terminal shows at most this many sets of images of each kind of finding."""
@@ -47,7 +47,7 @@ def _tables(answer: Mapping[str, Any]) -> tuple[Table, Table]:
     classes = Table("label", "images", "photographs", "also under another", *titles, "support", "")
     for row in answer["classes"]:
         counted = ("images", "photographs", "under_another_label", *columns, "independent")
-        classes.add_row(row["label"], *(f"{row[name]:,}" for name in counted), row["warning"])
+        classes.add_row(short(row["label"]), *(f"{row[name]:,}" for name in counted), row["warning"])
     measured = Table("property", "images", "melanoma AUC (95%)", "")
     for row in answer["properties"]:
         words = ["clinical"] * row["clinical"] + ["warning"] * row["warning"]
@@ -57,8 +57,8 @@ def _tables(answer: Mapping[str, Any]) -> tuple[Table, Table]:
 
 def _among(kind: str, finding: Mapping[str, Any]) -> str:
     if kind == "reference":
-        return f"{' / '.join(finding['labels'])}, reference {finding['images'][0]['reference']}"
-    return " / ".join(finding["splits"] if kind == "leaks" else finding["labels"])
+        return f"{' / '.join(map(short, finding['labels']))}, reference {finding['images'][0]['reference']}"
+    return " / ".join(finding["splits"] if kind == "leaks" else map(short, finding["labels"]))
 
 
 def _names(finding: Mapping[str, Any]) -> str:

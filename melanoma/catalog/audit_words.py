@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from melanoma import taxonomy
 from melanoma.catalog.joined import REASONS as JOINING_REASONS
 
 REASONS = {
@@ -59,13 +60,13 @@ def _of_leaks(answer: Mapping[str, Any]) -> list[str]:
 def _of_labels(answer: Mapping[str, Any]) -> list[str]:
     said = []
     for row in answer["contradictions"]["by_pair"]:
-        a, b = row["labels"]
+        a, b = map(short, row["labels"])
         said.append(f"{several(row['sets'], 'photograph')} {_be(row['sets'])} both {a} and {b}.")
     reference = answer["reference"]
     if reference is not None:
         said.append(f"The reference knows {reference['known']:,} of {several(reference['ids'], 'image id')}.")
         said += [
-            f"{several(row['ids'], 'id')} of label {row['label']}: {row['reference']} by the reference."
+            f"{several(row['ids'], 'id')} of label {short(row['label'])}: {short(row['reference'])} by the reference."
             for row in reference["by_pair"]
         ]
     return said
@@ -75,9 +76,9 @@ def _of_classes(answer: Mapping[str, Any]) -> list[str]:
     said = []
     for row in answer["classes"]:
         if row["warning"]:
-            others = ", ".join(f"{n:,} are also {other}" for other, n in row["others"].items())
+            others = ", ".join(f"{n:,} are also {short(other)}" for other, n in row["others"].items())
             said.append(
-                f"{row['label']}: {row['warning']} (of {several(row['photographs'], 'photograph')} "
+                f"{short(row['label'])}: {row['warning']} (of {several(row['photographs'], 'photograph')} "
                 f"{others + ', ' if others else ''}{row['independent']:,} support it)."
             )
     if small := [row for row in answer["sizes"] if row["too_small"]]:
@@ -117,6 +118,11 @@ def _of_properties(answer: Mapping[str, Any]) -> list[str]:
     if repeats := answer["summary"]["repeats"]:
         said.append(f"{several(repeats, 'row')} repeated what another row says of the same file, and were left out.")
     return said
+
+
+def short(label: str) -> str:
+    """A label, or the short name of one that leaves nearly everything open, such as "benign"."""
+    return taxonomy.COARSE.get(label, label)
 
 
 def size_sentence(row: Mapping[str, Any]) -> str:

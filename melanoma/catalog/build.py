@@ -1,20 +1,27 @@
 """Which images exist and what is known of them: from class folders, manifests and the metadata files of ISIC sets."""
 
+import functools
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
+import joblib
 import pandas as pd
 from PIL import Image
 
-from melanoma import privacy, storage
-from melanoma.catalog import folders, groups, manifest, schema
+from melanoma import privacy, storage, table_files
+from melanoma.catalog import folders, groups, manifest, schema, words
+from melanoma.catalog.mapping import NO_MAP, Map
 from melanoma.errors import InputError
 from melanoma.imaging import load
 from melanoma.imaging.errors import ImageError
 from melanoma.imaging.hashing import perceptual_hash, thumbnail
+from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.imaging.measures import dark_border, quality
 
+_READ_AT_ONCE = 16  # images
 _HASHED_SIZE = 128  # pixels a side of the squashed picture that the perceptual hash is taken from
 
 
@@ -22,6 +29,9 @@ def build(
     sources: Iterable[str],
     on_image: Callable[[int, int], None] = lambda done, total: None,
     metadata: Sequence[str] = (),
+    words_of: Map = NO_MAP,
+    unlabelled: bool = False,
+    say: Callable[[str], None] = lambda message: None,
 ) -> pd.DataFrame:
     """The catalog of some sets of images.
 
@@ -29,25 +39,37 @@ def build(
     pseudonyms where `melanoma.privacy` has a key.
 
     Args:
-        sources: Each a folder with one sub-folder a class, or a CSV or Parquet manifest.
+        sources: Each a folder with one sub-folder a class, a folder with a table of its images, or such a table.
         on_image: Called with the number of images done and the total.
         metadata: Tables that know more of images by their ISIC id: lesion, patient, age, sex, site.
+        words_of: What columns and words of the sources mean.
+        unlabelled: Whether images whose word for a diagnosis is not known are taken, without a label.
+        say: Told which table of a folder is used, what is left out, and which words gave no label.
 
     Returns:
         See `melanoma.catalog.schema`.
 
     Raises:
-        InputError: A source or table is not there or is of no use.
+        InputError: A source or table is not there or is of no use, a word is not known, or no image can be used.
     """
-    rows = [row for source in sources for row in _rows_of(storage.normalize(source))]
+    listed = [_listed(storage.normalize(source), words_of, unlabelled, say) for source in sources]
+    rows = [row for source in listed for row in source.rows]
+    words.check_columns(words_of, [name for source in listed for name in source.columns])
+    words.check(rows, unlabelled, say)
     for table in metadata:
         manifest.add_metadata(rows, storage.normalize(table))
     protection = privacy.from_environment(hold_back_annotated=False)
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        for done, (row, facts) in enumerate(zip(rows, pool.map(_inspect, rows), strict=True), start=1):
+    with (
+        IsolatedDecoder(processes=min(_READ_AT_ONCE, joblib.cpu_count())) as decoder,
+        ThreadPoolExecutor(_READ_AT_ONCE) as pool,
+    ):
+        inspected = pool.map(functools.partial(_inspect, decoder), rows)
+        for done, (row, facts) in enumerate(zip(rows, inspected, strict=True), start=1):
             row.update(facts)
             row["patient_id"] = protection.pseudonym(row.get("patient_id"))
             on_image(done, len(rows))
+    if all(row.get("error") for row in rows):
+        raise InputError(f"None of the {len(rows):,} images can be used: {schema.reasons_in_words(rows)}.")
     frame = pd.DataFrame(rows, columns=schema.SCHEMA.names, dtype=object)
     # One spelling of "not known" for all sources.
     frame = frame.where(frame.notna(), None)
@@ -55,7 +77,7 @@ def build(
     return frame
 
 
-def _inspect(row: dict[str, Any]) -> dict[str, Any]:
+def _inspect(decoder: IsolatedDecoder, row: dict[str, Any]) -> dict[str, Any]:
     """What the file of a row says, in the columns of the catalog."""
     if row.get("error"):
         return {}
@@ -63,7 +85,7 @@ def _inspect(row: dict[str, Any]) -> dict[str, Any]:
         data = load.fetch(row["uri"])
     except ImageError as error:
         return {"error": error.reason}
-    loaded = load.load(data, _HASHED_SIZE)
+    loaded = decoder.load(data, _HASHED_SIZE)
     if loaded.sha256 is None:  # over the limit, and so read only in part
         return {"error": str(loaded.error)}
     facts: dict[str, Any] = {"size_bytes": len(data), "sha256": loaded.sha256}
@@ -88,12 +110,66 @@ def _inspect(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows_of(source: str) -> list[dict[str, Any]]:
+class _Listed(NamedTuple):
+    """The images of a source."""
+
+    rows: list[dict[str, Any]]
+    columns: tuple[str, ...] = ()  # of its table, where it has one
+
+
+def _listed(source: str, words_of: Map, unlabelled: bool, say: Callable[[str], None]) -> _Listed:
     try:
-        is_table = source.lower().endswith((".csv", ".parquet"))
-        rows = manifest.rows(source) if is_table else folders.rows(source)
+        found = _of_table(source, words_of) if is_table(source) else _of_folder(source, words_of, unlabelled, say)
     except OSError as error:
         raise InputError(f"The source {source} cannot be read: {error}") from None
-    if not rows:
+    if not found.rows:
         raise InputError(f"The source {source} holds no images.")
-    return rows
+    return found
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is a table: by its name, or a file without an ending, as HAM10000's may come."""
+    if table_files.is_table(source) or "." in storage.name(source):
+        return table_files.is_table(source)
+    return any(info.uri == source for info in itertools.islice(storage.list_objects(source), 1))
+
+
+def _of_table(source: str, words_of: Map) -> _Listed:
+    table = manifest.read(source)
+    return _Listed(manifest.rows(source, table, words_of), tuple(table))
+
+
+def _of_folder(source: str, words_of: Map, unlabelled: bool, say: Callable[[str], None]) -> _Listed:
+    rows, companions = folders.rows(source, words_of)
+    if companions:
+        say(f"{companions:,} files in {source} are left out: masks, thumbnails and the like.")
+    if rows and not any(row["label"] or row["other"] for row in rows):
+        if table := _table_in(source, rows, words_of):
+            say(f"No folder in {source} is named after a diagnosis: the table {table} says what its images are.")
+            return _of_table(table, words_of)
+        if not unlabelled:
+            named = words.listed(Counter(row["unknown"] for row in rows if row["unknown"]))
+            raise InputError(
+                f"No folder in {source} is named after a diagnosis{f': there are {named}' if named else ''}. Expected "
+                "are sub-folders such as 'melanoma' or 'nevus', a table of the images beside them, or a manifest with "
+                "the columns path and label; a map says what other words mean (--map; --propose map.yaml writes a "
+                "draft)."
+            )
+    return _Listed(rows)
+
+
+def _table_in(folder: str, rows: list[dict[str, Any]], words_of: Map) -> str | None:
+    """The table in a folder that says what its images are. Raises InputError where there are several."""
+    tables = tables_in(folder, rows)
+    if len(tables) > 1:
+        tables = [table for table in tables if manifest.is_usable(table, words_of)]
+    if len(tables) > 1:
+        raise InputError(f"The folder {folder} has several tables of images: name one of {', '.join(tables)}.")
+    return tables[0] if tables else None
+
+
+def tables_in(folder: str, rows: list[dict[str, Any]]) -> list[str]:
+    """The tables among the files of a folder itself, where no folder below it is named after a diagnosis."""
+    if any(row["label"] or row["other"] for row in rows):
+        return []
+    return [row["uri"] for row in rows if storage.parent(row["uri"]) == folder and table_files.is_table(row["uri"])]

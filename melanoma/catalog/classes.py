@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from melanoma import taxonomy
 from melanoma.catalog import schema
 from melanoma.catalog.contradictions import label_pairs
 from melanoma.catalog.joined import FoundSet, Joined
@@ -80,14 +81,14 @@ def classes_of(
 def sizes_of(frame: pd.DataFrame, joined: Joined) -> list[dict[str, Any]]:
     """Groups of each label in each split, of usable images; one row of split None where there are no splits.
 
-    A label that is in no split, where others are, takes no part.
+    A label that is in no split, where others are, takes no part, nor does one that is coarser than a class.
     """
     usable = schema.usable(frame, "all")
     splits = [name for name in schema.SPLITS if (usable["split"] == name).any()]
     if splits:
         usable = usable[usable["split"].notna()]
     answer = []
-    for label in sorted(usable["label"].unique()):
+    for label in sorted(label for label in usable["label"].unique() if taxonomy.is_class(label)):
         of_label = usable[usable["label"] == label]
         for split in splits or (None,):
             rows = of_label if split is None else of_label[of_label["split"] == split]

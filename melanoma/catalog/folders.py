@@ -2,8 +2,11 @@
 
 from typing import Any
 
-from melanoma import storage, taxonomy
-from melanoma.errors import InputError
+from melanoma import storage
+from melanoma.catalog.images_by_id import is_companion
+from melanoma.catalog.labels import Said, read_words
+from melanoma.catalog.mapping import NO_MAP, Map
+from melanoma.taxonomy import image_id_of
 
 SPLIT_WORDS = {
     "train": "train",
@@ -25,31 +28,48 @@ def source_name(folder: str) -> str:
     return names[-1] if names else folder
 
 
-def rows(source: str) -> list[dict[str, Any]]:
-    """A row of the catalog for each image below a folder, as far as its path tells. Raises InputError and OSError."""
+def rows(source: str, words_of: Map = NO_MAP) -> tuple[list[dict[str, Any]], int]:
+    """A row of the catalog for each file below a folder, as far as its path tells; and how many files were left out.
+
+    Left out is what is of another picture: masks, thumbnails. Raises OSError.
+    """
     found: list[dict[str, Any]] = []
+    companions = 0
     # isic9/Train may be a source of its own. No folder above it counts: it may be the home of a project "melanoma".
     _, _, name = source.removeprefix("s3://").rpartition("/")
     for info in storage.list_objects(source):
         if info.uri.endswith("/"):  # S3's folder marker
             continue
-        folders = info.uri.removeprefix(source).split("/")[:-1]
-        # The nearest folder decides: isic9/Train/nevus/x.jpg is a nevus of the training folder.
-        label = next((code for word in reversed(folders) if (code := taxonomy.label_of(word))), None)
+        *folders, file = _below(source, info.uri)
+        if is_companion(folders, file):
+            companions += 1
+            continue
         words = [word.lower() for word in (name, *folders)]
         split = next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), None)
         found.append(
             {
                 "uri": info.uri,
-                "image_id": taxonomy.image_id_of(info.uri),
+                "image_id": image_id_of(info.uri),
                 "source": source_name(source),
-                "label": label,
                 "split": split,
+                **_said(nearest(source, info.uri), words_of)._asdict(),
             }
         )
-    if found and all(row["label"] is None for row in found):
-        raise InputError(
-            f"No folder in {source} is named after a diagnosis: expected sub-folders such as 'melanoma' or 'nevus', "
-            "or give a manifest with the columns path and label."
-        )
-    return found
+    return found, companions
+
+
+def nearest(source: str, uri: str) -> list[str]:
+    """The folders that may be a diagnosis, the nearest to a file first."""
+    return [folder for folder in reversed(_below(source, uri)[:-1]) if folder.lower() not in SPLIT_WORDS]
+
+
+def _below(source: str, uri: str) -> list[str]:
+    return [""] if uri == source else uri.removeprefix(source.rstrip("/") + "/").split("/")
+
+
+def _said(words: list[str], words_of: Map) -> Said:
+    """The nearest folder that is known decides: isic9/Train/nevus/clinic A/x.jpg is a nevus."""
+    said = [read_words([(word, False)], words_of) for word in words]
+    telling = [each for each in said if each.label or each.other]
+    silent = [each for each in said if not each.unknown]
+    return next(iter([*telling, *silent, *said]), Said())

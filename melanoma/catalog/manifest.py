@@ -1,179 +1,164 @@
-"""Tables that name images: manifests, and the metadata files of HAM10000 and the ISIC challenges as they are."""
+"""Tables that name images: manifests, and the tables that the sets of the field bring along, as they are."""
 
-import io
-import posixpath
-from collections.abc import Hashable
+import re
+from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
-
-from melanoma import storage, taxonomy
-from melanoma.catalog import folders, schema
+from melanoma import storage, table_files
+from melanoma.catalog import columns, folders, words
+from melanoma.catalog.images_by_id import ImagesById, plain_id
+from melanoma.catalog.labels import LabelColumns, Record
+from melanoma.catalog.mapping import NO_MAP, Map
 from melanoma.errors import InputError
+from melanoma.table_files import Rows
+from melanoma.taxonomy import image_id_of, is_global, placeholders
 
-# What the tables of the field call a column. HAM10000: image_id, dx. ISIC 2019: image and one column a class.
-# ISIC 2020: image_name, patient_id, diagnosis, target. ISIC archive: isic_id, diagnosis.
-COLUMNS = {
-    "path": ("path", "uri", "file", "filename", "file_name"),
-    "image_id": ("image_id", "image", "image_name", "isic_id"),
-    "label": ("label", "dx", "isic2019_label", "diagnosis"),
-    "lesion_id": ("lesion_id",),
-    "patient_id": ("patient_id",),
-    "split": ("split",),
-    "age": ("age", "age_approx"),
-    "sex": ("sex",),
-    "anatomic_site": ("anatomic_site", "localization", "anatom_site_general", "anatom_site_general_challenge"),
-}
-_KNOWN_OF_AN_IMAGE = ("lesion_id", "patient_id", "age", "sex", "anatomic_site")
-ONE_HOT = ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC")
+_NUMBERS = ("lesion_id", "patient_id")
+_KNOWN_OF_AN_IMAGE = (*_NUMBERS, "age", "sex", "anatomic_site")
 
 
-def read(source: str) -> pd.DataFrame:
-    """The table at `source`, all words and None. Raises InputError where it is none, OSError where it is not there."""
-    if source.lower().endswith(".parquet"):
-        return schema.to_frame(storage.read_table(source))
-    data = storage.read_bytes(source)
-    try:
-        # index_col: a comma at the end of every line must not shift the columns.
-        return pd.read_csv(io.BytesIO(data), dtype=str, index_col=False).astype(object)
-    except (ValueError, OSError):
-        raise InputError(f"The manifest {source} is not a readable CSV table.") from None
+def read(source: str) -> Rows:
+    """The table at `source`, all words and None. Raises InputError where it is none, OSError where it is not there.
+
+    The truth of ISIC 2016 has no header: its first line names an image.
+    """
+    table = table_files.read(source)
+    if _has_no_header(table):
+        table = {}
+        for rows in table_files.batches(source, names=["image_id", "target"]):
+            for name, values in rows.items():
+                table.setdefault(name, []).extend(values)
+    return table
 
 
-def rows(source: str) -> list[dict[str, Any]]:
-    """A row of the catalog for each row of a manifest. Raises InputError and OSError."""
-    table = read(source)
+def _has_no_header(table: Rows) -> bool:
+    return len(table) == 2 and re.fullmatch(r"ISIC_\d{7}(\.\w+)?", next(iter(table))) is not None
+
+
+def records(table: Rows) -> list[dict[str, str | None]]:
+    """The table row by row."""
+    return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+
+
+def is_usable(source: str, words_of: Map) -> bool:
+    """Whether a table names images and what they are. Raises as `read` does."""
+    table = next(table_files.batches(source))
+    names = columns_of(table, words_of)
+    return _has_no_header(table) or bool(
+        (names["path"] or names["image_id"]) and LabelColumns.of(source, table, NO_MAP)
+    )
+
+
+def rows(source: str, table: Rows, words_of: Map = NO_MAP) -> list[dict[str, Any]]:
+    """A row of the catalog for each row of the manifest at `source`. Raises InputError and OSError."""
     folder = storage.parent(source)
-    columns = columns_of(table)
-    one_hot = [name for name in ONE_HOT if name in table.columns]
-    if columns["path"] is None and columns["image_id"] is None:
-        raise InputError(
-            f"The manifest {source} has neither a column 'path' nor 'image_id': its columns are "
-            f"{', '.join(map(str, table.columns))}."
-        )
-    if columns["label"] is None and not one_hot:
-        raise InputError(f"The manifest {source} has no column 'label' (nor dx, diagnosis, or one column a class).")
-    by_id = _images_by_id(folder) if columns["path"] is None else {}
+    names = columns_of(table, words_of)
+    labels = LabelColumns.of(source, table, words_of)
+    _check_columns(source, table, names, labels, words_of)
+    by_id = None if names["path"] else ImagesById(folder)
     found = []
-    for record in table.to_dict("records"):
-        row: dict[str, Any] = {"source": folders.source_name(folder), "error": None}
-        path = _text(record, columns["path"])
-        image_id = _text(record, columns["image_id"])
-        if columns["path"] is not None:
-            row["uri"] = _resolve(folder, path) if path else None
+    for record in records(table):
+        of_source = placeholders.known(_text(record, names["source"]))
+        row: dict[str, Any] = {"source": of_source or folders.source_name(folder), "error": None}
+        path, image_id = _text(record, names["path"]), _text(record, names["image_id"])
+        if by_id is None:
+            row["uri"] = table_files.place(source, path) if path else None
             row["error"] = None if path else f"A row of {source} has no path."
         else:
-            row["uri"] = by_id.get(image_id or "") or by_id.get(taxonomy.image_id_of(image_id or ""))
+            row["uri"] = by_id.find(image_id) if image_id else None
             row["error"] = None if row["uri"] else f"No image of this id lies below {folder}."
-        row["image_id"] = taxonomy.image_id_of(image_id or path or "")
-        row["label"] = label_of_record(record, columns["label"], one_hot, source)
-        row |= _known_of_an_image(record, columns)
-        split = _text(record, columns["split"])
+        row["image_id"] = plain_id(image_id) if image_id else image_id_of(path or "")
+        row |= labels.read(record)._asdict()
+        row |= _known_of_an_image(record, names)
+        split = _text(record, names["split"])
         if split is not None and split.lower() not in folders.SPLIT_WORDS:
             raise InputError(f"The manifest {source} has the split {split!r}: use train, validation or test.")
         row["split"] = folders.SPLIT_WORDS[split.lower()] if split else None
         found.append(row)
+    if by_id is not None:
+        by_id.check()
     return found
 
 
-def _images_by_id(folder: str) -> dict[str, str]:
-    """The files below a folder that may be images, by the image id of their names."""
+def _check_columns(source: str, table: Rows, names: dict[str, str | None], labels: LabelColumns, words_of: Map) -> None:
+    known = ", ".join(table)
+    if (names["path"] is None and names["image_id"] is None) or not labels:
+        words.check_columns(words_of, list(table))
+    if names["path"] is None and names["image_id"] is None:
+        raise InputError(
+            f"The manifest {source} has neither a column 'path' nor 'image_id': its columns are {known}. A map says "
+            "what they are (--map; --propose map.yaml writes a draft)."
+        )
+    if not labels:
+        raise InputError(
+            f"The manifest {source} has no column 'label' (nor dx, diagnosis, target, or one column a class): its "
+            f"columns are {known}. A map says which one it is (--map; --propose map.yaml writes a draft)."
+        )
+
+
+def columns_of(table: Rows, words_of: Map = NO_MAP) -> dict[str, str | None]:
+    """What the table calls each of our columns; None where it has no such column. What a map says comes first."""
+    mapped = words_of.columns.model_dump()
     return {
-        taxonomy.image_id_of(info.uri): info.uri
-        for info in storage.list_objects(folder)
-        if not info.uri.endswith(("/", ".csv", ".parquet", ".txt", ".md", ".json"))
+        ours: mapped[ours] if mapped[ours] in table else columns.find(table, theirs)
+        for ours, theirs in columns.COLUMNS.items()
     }
 
 
-def columns_of(table: pd.DataFrame) -> dict[str, str | None]:
-    """What the table calls each of our columns; None where it has no such column."""
-    return {ours: next((name for name in names if name in table.columns), None) for ours, names in COLUMNS.items()}
+def _text(record: Record, column: str | None) -> str | None:
+    return (record.get(column or "") or "").strip() or None
 
 
-def _text(record: dict[Hashable, Any], column: str | None) -> str | None:
-    value = record.get(column or "")
-    return None if value is None or value != value or str(value).strip() == "" else str(value).strip()
-
-
-def _known_of_an_image(record: dict[Hashable, Any], columns: dict[str, str | None]) -> dict[str, Any]:
-    words = {name: _text(record, columns[name]) for name in _KNOWN_OF_AN_IMAGE}
-    known: dict[str, Any] = {name: None if word == "unknown" else word for name, word in words.items()}
-    return {**known, "age": _age(words["age"])}
-
-
-def label_of_record(record: dict[Hashable, Any], column: str | None, one_hot: list[str], source: str) -> str | None:
-    """The label of a row of a table; None where it says none.
-
-    Args:
-        record: The row.
-        column: The column of the label; None: there are only columns one a class.
-        one_hot: These columns, of `ONE_HOT`.
-        source: The table's address, for messages.
-
-    Returns:
-        The code of a diagnosis, several joined by "|", or None.
-
-    Raises:
-        InputError: A word that is no diagnosis.
-    """
-    if column is None:
-        hot = [name for name in one_hot if _is_one(record[name], name, source)]
-        return taxonomy.challenge_label_of(hot[0]) if len(hot) == 1 else None
-    word = record[column]
-    if word is None or word != word or not str(word).strip() or str(word).strip().lower() in {"unknown", "unk"}:
-        return None
-    label = (taxonomy.challenge_label_of if column == "isic2019_label" else taxonomy.label_of)(str(word))
-    # `diagnosis` is ISIC's column, of many more words than there are classes here: those are images without a label.
-    if label is None and column != "diagnosis":
-        raise InputError(
-            f"The manifest {source} has the label {str(word)!r}, which is no diagnosis known here "
-            f"({', '.join(taxonomy.CODES)}): correct it, or leave it empty."
-        )
-    return label
+def _known_of_an_image(record: Record, names: dict[str, str | None]) -> dict[str, Any]:
+    known: dict[str, Any] = {name: _text(record, names[name]) for name in _KNOWN_OF_AN_IMAGE}
+    for name, word in known.items():
+        if name in _NUMBERS:
+            known[name] = placeholders.known(word)
+        elif word is not None and word.casefold() in ("unknown", "unk"):
+            known[name] = None
+    return {**known, "age": _age(known["age"])}
 
 
 def _age(word: str | None) -> float | None:
     try:
-        age = float(word or "nan")
+        age = float((word or "nan").rstrip("+"))  # the ISIC archive's oldest are 85+
     except ValueError:
         return None
     return age if 0 <= age < 130 else None
 
 
-def _is_one(value: Any, column: str, source: str) -> bool:
-    try:
-        return value is not None and float(value) == 1.0
-    except (ValueError, TypeError):
-        raise InputError(f"The manifest {source} has {value!r} in the column {column}: use 1 or 0.") from None
+def add_metadata(rows: Iterable[dict[str, Any]], source: str) -> None:
+    """Fill in what a metadata table knows of the images with its ids, and the rows do not.
 
-
-def _resolve(folder: str, path: str) -> str:
-    if "://" in path or path.startswith("/"):
-        return storage.normalize(path)
-    if storage.is_s3(folder):
-        bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-        return f"s3://{bucket}/{posixpath.normpath(storage.join(prefix, path))}"
-    return storage.normalize(storage.join(folder, path))
-
-
-def add_metadata(rows: list[dict[str, Any]], source: str) -> None:
-    """Fill in what a metadata table knows of the images with its ids, and the rows do not."""
-    try:
-        table = read(source)
-    except OSError as error:
-        raise InputError(f"The metadata {source} cannot be read: {error}") from None
-    columns = columns_of(table)
-    if columns["image_id"] is None or not any(columns[name] for name in _KNOWN_OF_AN_IMAGE):
-        raise InputError(
-            f"The metadata {source} needs a column image_id and one of {', '.join(_KNOWN_OF_AN_IMAGE)}: its columns "
-            f"are {', '.join(map(str, table.columns))}."
-        )
-    known = {}
-    for record in table.to_dict("records"):
-        image_id = taxonomy.image_id_of(_text(record, columns["image_id"]) or "")
-        if taxonomy.is_global(image_id):
-            known[image_id] = _known_of_an_image(record, columns)
+    Raises InputError where the table is of no use, or says two things of one image.
+    """
+    known = _by_id(source)
     for row in rows:
         for name, value in known.get(row["image_id"], {}).items():
             if row.get(name) is None:
                 row[name] = value
+
+
+def _by_id(source: str) -> dict[str, dict[str, Any]]:
+    try:
+        table = read(source)
+    except OSError as error:
+        raise InputError(f"The metadata {source} cannot be read: {error}") from None
+    names = columns_of(table)
+    if names["image_id"] is None or not any(names[name] for name in _KNOWN_OF_AN_IMAGE):
+        raise InputError(
+            f"The metadata {source} needs a column image_id and one of {', '.join(_KNOWN_OF_AN_IMAGE)}: its columns "
+            f"are {', '.join(table)}."
+        )
+    known: dict[str, dict[str, Any]] = {}
+    for record in records(table):
+        image_id = plain_id(_text(record, names["image_id"]) or "")
+        if not is_global(image_id):
+            continue
+        of_image = known.setdefault(image_id, {})
+        for name, value in _known_of_an_image(record, names).items():
+            if value is not None and of_image.setdefault(name, value) != value:
+                raise InputError(
+                    f"The metadata {source} says two things of {image_id}: its {name} is {of_image[name]} and {value}."
+                )
+    return known

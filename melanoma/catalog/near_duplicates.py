@@ -35,12 +35,12 @@ A crop by 10% of two sides that meet is not found. Among 2,000 generated lesions
 100,000 images take see tests/benchmarks/near_duplicates.py.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import faiss
+import joblib
 import numpy as np
 import pandas as pd
 from scipy.fft import dct
@@ -153,7 +153,7 @@ def _similar(pictures: np.ndarray) -> Iterator[tuple[int, int, str, float]]:
     """Pairs of pictures uint8 [n, side, side] that are of one photograph, how, and how similar."""
     if len(pictures) < 2:
         return
-    threads = len(os.sched_getaffinity(0))
+    threads = joblib.cpu_count()
     faiss.omp_set_num_threads(threads)
     hits = _candidates(pictures)
     parts = [_Hits(*(v[start : start + _CHUNK] for v in hits)) for start in range(0, len(hits.query), _CHUNK)]
@@ -391,7 +391,7 @@ def _within(queries: list[str], known: list[str], distance: int) -> tuple[np.nda
     faiss' multi-index hashing (Norouzi, Punjani, Fleet 2012, doi:10.1109/CVPR.2012.6248043), exact: of 16 bands of 16
     bits at least one differs in no more than distance // 16 bits, so only hashes that nearly share a band are compared.
     """
-    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
+    faiss.omp_set_num_threads(joblib.cpu_count())
     bits = [
         np.frombuffer(bytes.fromhex("".join(values)), dtype=np.uint8).reshape(-1, 32) for values in (queries, known)
     ]

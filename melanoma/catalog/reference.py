@@ -1,15 +1,18 @@
 """What another table says of the images of a catalog, such as the ground truth of a challenge."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from melanoma import storage, taxonomy
-from melanoma.catalog import manifest
+from melanoma import storage
+from melanoma.catalog import manifest, words
 from melanoma.catalog.contradictions import label_mask
+from melanoma.catalog.images_by_id import plain_id
 from melanoma.catalog.joined import Joined
+from melanoma.catalog.labels import LabelColumns
+from melanoma.catalog.mapping import NO_MAP
 from melanoma.errors import InputError
 
 
@@ -25,22 +28,25 @@ def read(uri: str) -> dict[str, str]:
     except OSError as error:
         raise InputError(f"The reference {uri} cannot be read: {error}") from None
     names = manifest.columns_of(table)
-    one_hot = [name for name in manifest.ONE_HOT if name in table.columns]
-    if names["image_id"] is None or (names["label"] is None and not one_hot):
+    of_record = LabelColumns.of(uri, table, NO_MAP)
+    if names["image_id"] is None or not of_record:
         raise InputError(
             f"The reference {uri} needs a column image_id (or image) and a column label (or one column a class): its "
-            f"columns are {', '.join(map(str, table.columns))}."
+            f"columns are {', '.join(table)}."
         )
     labels: dict[str, str] = {}
     disputed: set[str] = set()
-    for record in table.to_dict("records"):
-        value = record[names["image_id"]]
-        label = manifest.label_of_record(record, names["label"], one_hot, uri)
-        if label is None or value is None or value != value:
+    unknown = Counter[str]()
+    for record in manifest.records(table):
+        said, image_id = of_record.read(record), plain_id((record[names["image_id"]] or "").strip())
+        if said.unknown:
+            unknown[said.unknown] += 1
+        if said.label is None or not image_id:
             continue
-        image_id = taxonomy.image_id_of(str(value).strip())
-        if label_mask(labels.setdefault(image_id, label)) & label_mask(label) == 0:
+        if label_mask(labels.setdefault(image_id, said.label)) & label_mask(said.label) == 0:
             disputed.add(image_id)
+    if unknown:
+        raise InputError(f"The reference {uri} has words that are no diagnosis known here: {words.listed(unknown)}.")
     if not labels:
         raise InputError(f"The reference {uri} has no row with an image id and a label.")
     return {image_id: label for image_id, label in labels.items() if image_id not in disputed}

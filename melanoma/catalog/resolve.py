@@ -23,11 +23,12 @@ from pydantic import BeforeValidator, Field, model_validator
 from melanoma import taxonomy
 from melanoma.catalog import groups
 from melanoma.config import Model
+from melanoma.taxonomy import vocabulary
 
 
 def _label(word: object) -> str:
-    if (label := taxonomy.label_of(str(word))) is None:
-        raise ValueError(f"is no diagnosis known here: use one of {', '.join(taxonomy.CODES)}")
+    if (label := vocabulary.label_of(str(word))) is None:
+        raise ValueError(f"is no diagnosis known here: use one of {', '.join(taxonomy.CODES)}, benign or malignant")
     return label
 
 
@@ -119,7 +120,9 @@ def _apply(frame: pd.DataFrame, rule: Rule) -> int:
     elif isinstance(rule, DropCopies):
         # "" is after all splits: an image that is in none.
         rank = frame["split"].fillna("").map({split: place for place, split in enumerate((*rule.keep, ""))})
-        order = frame.assign(rank=rank).sort_values(["rank", "uri"], kind="stable").index
+        # Of two copies in a split, the one whose label leaves less open: a nevus rather than "benign".
+        codes = frame["label"].fillna("").str.count(r"\|")
+        order = frame.assign(rank=rank, codes=codes).sort_values(["rank", "codes", "uri"], kind="stable").index
         place = {row: number for number, row in enumerate(order)}
         changed = [
             row

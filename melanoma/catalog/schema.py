@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -98,6 +102,20 @@ def usable(frame: pd.DataFrame, split: str) -> pd.DataFrame:
     """The images of a split ("all" for every one) that can be read and have a label."""
     rows = frame[frame["error"].isna() & frame["label"].notna()]
     return rows if split == "all" else rows[rows["split"] == split]
+
+
+def reasons(rows: Iterable[Mapping[Any, Any]]) -> dict[str, int]:
+    """Why images cannot be used, and how many for each reason, the commonest first. Numbers and places do not count."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if reason := (row.get("error") or "").rstrip("."):
+            reason = reason.replace(row["uri"], "the file") if row["uri"] else reason
+            found[re.sub(r"\d[\d,.]*", "0", reason)].append(reason[:1].upper() + reason[1:])
+    return {some[0]: len(some) for some in sorted(found.values(), key=lambda some: -len(some))}
+
+
+def reasons_in_words(rows: Iterable[Mapping[Any, Any]]) -> str:
+    return "; ".join(f"{reason} ({count:,})" for reason, count in reasons(rows).items())
 
 
 def dropped(frame: pd.DataFrame) -> pd.Series:

@@ -1,31 +1,46 @@
 """melanoma alerts, deliver."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from melanoma import printable
 from melanoma.cli import console, options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from melanoma.scoring.record import RunRecord
+    from melanoma.scoring.results import Nights
+
+_LEFT_OUT = ("quality", "copies")  # of CSV, which has no lists
 
 
 def alerts(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3:// URI of the results.")],
-    date: Annotated[str | None, typer.Option(help="ISO date; default: the newest.")] = None,
+    date: Annotated[str | None, typer.Option(help="ISO date; default: the newest, and what was not shown yet.")] = None,
+    archive: Annotated[str | None, typer.Option(help="Only of this archive; default: of all.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Only what no earlier night has raised.")] = False,
     by_patient: Annotated[bool, typer.Option("--by-patient", help="Patients together, the worst first.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """List the alerts of a night, the most probable melanoma first."""
+    """List the alerts of a night, and of what nobody was shown before, the most probable melanoma first."""
     # The table under the data frame of `melanoma.alerts`: pandas would take longer than all the rest.
-    from melanoma.scoring.results import read_alerts
+    from melanoma import storage
+    from melanoma.scoring import results
 
-    found = read_alerts(out, date)
+    nights = results.nights(out, date, archive)
+    found, archives = results.listed_alerts(out, nights)
     if not (as_json or as_csv):
         # For the time zone pyarrow imports pandas, and the table on the terminal has no such column.
         found = found.drop_columns(["scored_at"])
-    rows = [row for row in found.to_pylist() if not new or row["first_raised"] is None]
+    rows: Sequence[Mapping[str, Any]] = [
+        {**row, "rank": rank, "archive": of_archive}
+        for rank, (row, of_archive) in enumerate(zip(found.to_pylist(), archives, strict=True), 1)
+        if not new or row["first_raised"] is None
+    ]
     if by_patient:
         from melanoma.scoring import alerts as alerting
 
@@ -33,42 +48,95 @@ def alerts(
     if as_json:
         console.print_json(rows)
     elif as_csv:
-        _print_csv(rows)
+        fields = [name for name in results.LISTED.names if name not in _LEFT_OUT]
+        console.print_csv([*fields, "copies"], [{**row, "copies": " ".join(row["copies"] or ())} for row in rows])
     else:
-        _print_alerts(rows)
-
-
-def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
-    import csv
-
-    from melanoma.scoring import tables
-
-    fields = [name for name in tables.ALERTS.names if name not in ("quality", "copies")]
-    writer = csv.DictWriter(sys.stdout, [*fields, "copies"], extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "copies": " ".join(row["copies"] or ())} for row in rows)
-
-
-def _print_alerts(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table("rank", "level", "melanoma", "diagnosis", "outlier", "patient", "raised before", "image", "model")
-    for row in rows:
-        copies = f" (+{len(row['copies'])})" if row["copies"] else ""
-        table.add_row(
-            str(row["rank"]),
-            row["alert_level"],
-            f"{row['p_melanoma']:.1%}",
-            row["diagnosis"],
-            f"{row['outlier_score']:.1f}",
-            row["patient_id"] or "",
-            row["first_raised"] or "",
-            f"{row['image_uri']}{copies}",
-            row["model_version"],
+        _print_alerts(nights, rows)
+    if nights.left_out:
+        dates = sorted(record.run_date for record in nights.left_out)
+        console.say(
+            f"Not listed: {len(dates)} earlier run(s), of {dates[0]} to {dates[-1]}, that were never shown here; "
+            "--date lists those of a day."
         )
-    console.answer.print(table)
+    if not date:
+        try:
+            results.note_shown(out, nights)
+        except (OSError, storage.UnavailableError) as error:
+            console.say(f"That these runs were shown could not be noted: {error}")
+
+
+def _print_alerts(nights: "Nights", rows: Sequence[Mapping[str, Any]]) -> None:
+    for record in nights.runs:
+        console.answer.print(_in_words(record))
+    archives = {row["archive"] for row in rows}
+    table = _table(rows, archives)
+    if (
+        console.answer.measure(table, options=console.answer.options.update(width=10_000)).maximum
+        <= console.answer.width
+    ):
+        console.answer.print(table)
+    else:
+        _print_narrow(rows, archives)
     known = sum(row["first_raised"] is not None for row in rows)
     console.answer.print(f"{len(rows)} alerts, {len(rows) - known} of them new.")
+
+
+def _in_words(record: "RunRecord") -> str:
+    from melanoma.scoring import results
+
+    day, time = record.finished_at[:10], record.finished_at[11:16]
+    was_cut_off = record.stages.resumed or record.planned_at[:10] < results.last_attempt(record)
+    finished = f"{'was cut off and ' if was_cut_off else ''}finished on {day} at {time} UTC"
+    archive, counts = ", ".join(results.archives_of(record)), record.counts
+    return (
+        f"The run of {record.run_date}{f' over {archive}' if archive else ''} {finished}: {counts.scored:,} images "
+        f"scored, {counts.rejected:,} rejected, {counts.alerts:,} alerts."
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]], archives: set[str]) -> "Table":
+    from rich.table import Table
+
+    from melanoma.scoring import results
+
+    names = results.short_names(archives)
+    titles = ["rank", "level", "melanoma", "diagnosis", "outlier", "patient", "raised before"]
+    table = Table(*titles, *["archive"] * (len(names) > 1), "image", "model")
+    for row in rows:
+        site = [names[row["archive"]]] * (len(names) > 1)
+        table.add_row(str(row["rank"]), *_cells(row), *site, _image(row), row["model_version"])
+    return table
+
+
+def _print_narrow(rows: Sequence[Mapping[str, Any]], archives: set[str]) -> None:
+    """Two lines an alert, with the name of the image whole on its own."""
+    from melanoma.scoring import results
+
+    names = results.short_names(archives)
+    for row in rows:
+        level, melanoma, diagnosis, outlier, patient, raised = _cells(row)
+        words = [f"{row['rank']:>5}  {level:<6}  {melanoma:>6}  {diagnosis:<4}  outlier {outlier}"]
+        words += [f"patient {patient}"] * bool(patient) + [f"raised before on {raised}"] * bool(raised)
+        words += [f"in {names[row['archive']]}"] * (len(names) > 1)
+        console.answer.print("  ".join(words))
+        console.answer.print(f"       {_image(row)}")
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Level, melanoma, diagnosis, outlier score, patient, and when it was raised before."""
+    return (
+        row["alert_level"],
+        f"{row['p_melanoma']:.1%}",
+        row["diagnosis"],
+        f"{row['outlier_score']:.1f}",
+        printable.for_terminal(row["patient_id"] or ""),
+        row["first_raised"] or "",
+    )
+
+
+def _image(row: Mapping[str, Any]) -> str:
+    copies = f" (+{len(row['copies'])})" if row["copies"] else ""
+    return f"{printable.for_terminal(row['image_uri'])}{copies}"
 
 
 def deliver(

@@ -1,17 +1,22 @@
 """The command `melanoma`: its commands, each with an example, and how it ends.
 
-Exit codes: 0 done, 1 the thing asked about is not so (a leak), 2 wrong use or bad input, 3 failed while running.
+Exit codes: 0 done, 1 the thing asked about is not so (a leak), 2 wrong use or bad input, 3 failed while running, 130
+interrupted by Ctrl-C.
 """
 
+import contextlib
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from melanoma import printable
 from melanoma.cli import alerts, catalog, console, demo, evaluate, predict, score, serve, train
-from melanoma.errors import MelanomaError
+from melanoma.errors import MelanomaError, redacted
 
 app = typer.Typer(
     help="Train a CNN on skin images and score image archives for melanoma. Not a medical device.",
@@ -60,24 +65,33 @@ def run(call: Callable[[], Any]) -> int:
     except MelanomaError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:  # wrong use; without a message, the help was printed
-        message = error.format_message()
+        message = " ".join(error.format_message().split())
         return _fail(f"{message} See `melanoma --help`.", 2) if message else 2
     except typer.Exit as error:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("Interrupted.", 3)
-    except SystemExit:  # what Ray makes of SIGTERM
+        return _fail("Interrupted.", console.INTERRUPTED)
+    except console.ReaderGoneError:
+        console.close_broken()
+        return 0
+    except SystemExit as error:  # what Ray makes of SIGTERM, and Rich of help that nobody reads
+        if traceback.extract_tb(error.__traceback__)[-1].name == "on_broken_pipe":
+            return 0
         return _fail("Terminated.", 3)
     except Exception as error:
         if os.environ.get("MELANOMA_DEBUG"):
             raise
         message = str(error).splitlines()[0] if str(error) else ""
         return _fail(f"Unexpected {type(error).__name__}: {message} (set MELANOMA_DEBUG=1 to see where)", 3)
-    if result == 130:  # what Typer makes of Ctrl-C
-        return _fail("Interrupted.", 3)
+    if result == console.INTERRUPTED:  # what Typer makes of Ctrl-C
+        return _fail("Interrupted.", console.INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"melanoma: {message}", file=sys.stderr)
+    if code == console.INTERRUPTED:
+        # Ray takes a moment to end: whoever presses Ctrl-C again meanwhile would leave a part of it running.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads the error, and the code says it, too
+        print(f"melanoma: {printable.for_terminal(redacted(message))}", file=sys.stderr, flush=True)
     return code

@@ -12,9 +12,15 @@ if TYPE_CHECKING:
 
 def catalog(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SRC...", help="Folders with a sub-folder a class, or CSV/Parquet manifests.")
+        list[str],
+        typer.Argument(
+            metavar="SRC...",
+            help="Folders with a sub-folder a class or a table of their images; CSV/Parquet manifests.",
+        ),
     ],
-    output: Annotated[str, typer.Option("--output", "-o", help="The catalog to write (Parquet).")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="The catalog to write (Parquet); needed without --propose.")
+    ] = None,
     metadata: Annotated[
         list[str] | None,
         typer.Option(help="Table that knows lesion, patient, age, sex or site of images by ISIC id. May be repeated."),
@@ -22,14 +28,38 @@ def catalog(
     rules_file: Annotated[
         str | None, typer.Option("--resolve", metavar="RULES", help="YAML of repairs, such as configs/isic9.yaml.")
     ] = None,
+    words: Annotated[
+        str | None, typer.Option("--map", metavar="MAP", help="YAML of what the sources' columns and words mean.")
+    ] = None,
+    propose: Annotated[
+        str | None, typer.Option(metavar="MAP", help="Write a draft of such a map, and no catalog.")
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Take images whose word is not known, without a label.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """List images with their labels, digests and groups, as one Parquet table; repair it by rule."""
     from melanoma import api
+    from melanoma.catalog import draft, schema
+    from melanoma.errors import InputError
 
+    if propose is not None:
+        draft.write(sources, propose)
+        console.say(f"A draft of the map: {propose}. Look at every line, then give it as --map.")
+        return
+    if output is None:
+        raise InputError("Say where the catalog is written: --output FILE.")
     with console.bar("Reading images") as bar:
         frame = api.build_catalog(
-            sources, output, metadata=metadata or (), rules=rules_file, on_image=bar, say=console.say
+            sources,
+            output,
+            metadata=metadata or (),
+            rules=rules_file,
+            words=words,
+            unlabelled=unlabelled,
+            on_image=bar,
+            say=console.say,
         )
     summary = _summary(frame)
     if as_json:
@@ -40,6 +70,8 @@ def catalog(
         f"{summary['images']} images in {summary['groups']} groups, {summary['unusable']} unusable, "
         f"{summary['unlabelled']} without a label: {output}"
     )
+    if summary["unusable"]:
+        console.answer.print(f"Unusable: {schema.reasons_in_words(frame.to_dict('records'))}.")
     if rules_file:
         console.answer.print(f"{summary['changed']} images changed by rule, {summary['dropped']} of them dropped.")
 
@@ -61,7 +93,9 @@ def split(
     """Deal the groups of a catalog to train, validation and test, stratified by source and label, and freeze it."""
     from melanoma import api
 
-    frame = api.split_catalog(source, output, validation=validation, test=test, given_test=given_test, seed=seed)
+    frame = api.split_catalog(
+        source, output, validation=validation, test=test, given_test=given_test, seed=seed, say=console.say
+    )
     summary = _summary(frame)
     if as_json:
         console.print_json(summary)
@@ -83,6 +117,7 @@ def _summary(frame: "pd.DataFrame") -> dict[str, Any]:
         "images": len(frame),
         "groups": int(frame["group_id"].nunique()),
         "unusable": int(frame["error"].notna().sum()),
+        "unusable_reasons": schema.reasons(frame.to_dict("records")),
         "unlabelled": int((frame["label"].isna() & ~dropped).sum()),
         "dropped": int(dropped.sum()),
         "changed": int(frame["changes"].notna().sum()),

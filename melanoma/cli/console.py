@@ -1,19 +1,62 @@
 """What a command prints: answers to standard output, progress to standard error."""
 
 import contextlib
+import csv
+import datetime
+import io
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
+
+from melanoma import printable
+from melanoma.errors import MelanomaError
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+
+class ReaderGoneError(Exception):
+    """Nobody reads the answer any more, as after ``| head``. Not an OSError, of which Typer makes an exit code."""
+
+
+class StoppedError(MelanomaError):
+    """The user has interrupted the command."""
+
+    exit_code = INTERRUPTED
+
+
+class _Console(Console):
+    """Paths and labels are others' words: square brackets and colons in them are no markup, and nothing in them moves
+    the cursor."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **values)
+
+    def print(self, *objects: Any, **values: Any) -> None:
+        for printed in objects:
+            for column in getattr(printed, "columns", ()):
+                column.overflow = "fold"  # on a narrow terminal a table shows names whole all the same
+        super().print(*objects, **values)
+
+    def render_str(self, text: str, **values: Any) -> Text:
+        return super().render_str("\n".join(map(printable.for_terminal, text.split("\n"))), **values)
+
+    def on_broken_pipe(self) -> None:
+        if not self.stderr:
+            raise ReaderGoneError
+        self.quiet = True  # whoever started the command still wants what it does
+
 
 # Text is never wrapped in the middle of a path, and neither is a table that goes to a file.
 _WIDTH = None if sys.stdout.isatty() else 1000
-# Paths and labels are the users' own words: square brackets in them are not markup.
-answer = Console(highlight=False, markup=False, soft_wrap=True, width=_WIDTH)
-progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+answer = _Console(width=_WIDTH)
+progress = _Console(stderr=True)
 
 
 def say(message: str) -> None:
@@ -22,7 +65,49 @@ def say(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    _write(f"{printable.for_json(text)}\n")
+
+
+def print_csv(fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(fields)
+    for row in rows:
+        cells = [row[name] for name in fields]
+        plain = [cell.isoformat() if isinstance(cell, datetime.date) else cell for cell in cells]
+        writer.writerow(map(printable.for_csv, plain))
+    _write(text.getvalue())
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime.date) else str(value)
+
+
+def _write(text: str) -> None:
+    try:
+        # In two parts: with PYTHONUNBUFFERED, Python does not say that the reader left in the middle of one.
+        for part in (text[:-1], text[-1:]):
+            sys.stdout.write(part)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGoneError from None
+
+
+def close_broken() -> None:
+    """Let what is left of an answer that nobody reads go nowhere: at its exit Python would say that it cannot be
+    written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Ctrl-C in this block ends the command with a word on how it is resumed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(f"Interrupted. {how}") from None
 
 
 @contextlib.contextmanager
@@ -49,7 +134,6 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn,
         TimeRemainingColumn,
     )
-    from rich.text import Text
 
     class Rate(ProgressColumn):
         """How many a second, lately."""

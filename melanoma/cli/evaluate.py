@@ -70,6 +70,7 @@ def print_metrics(metrics: dict[str, Any], split: str) -> None:
     from rich.table import Table
 
     from melanoma.api.shared import figures
+    from melanoma.evaluation.wording import left_out
 
     table = Table(
         "figure", "value", "95% interval", title=f"{split}: {metrics['n']} images, {metrics['n_melanoma']} melanomas"
@@ -81,6 +82,8 @@ def print_metrics(metrics: dict[str, Any], split: str) -> None:
             interval = f"{figure['low']:.3f} to {figure['high']:.3f}" if figure["low"] is not None else ""
             table.add_row(name.replace("_", " "), f"{figure['value']:.3f}", interval)
     console.answer.print(table)
+    for sentence in left_out(metrics):
+        console.answer.print(sentence)
     if comparison := metrics.get("comparison"):
         _print_comparison(comparison)
     if metrics.get("leak_warning"):

@@ -30,11 +30,12 @@ def main(model: type[C], call: Callable[[C], None], description: str | None, def
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=default is None, default=default, help="YAML, see configs/")
+    parser.add_argument("--out", help="where the results are written, as the key out says")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as workers=8")
     arguments = parser.parse_intermixed_args()
 
     def job() -> None:
-        settings = config.load(model, arguments.config, arguments.overrides)
+        settings = config.load(model, arguments.config, arguments.overrides, out=arguments.out)
         _refuse_relative_places(settings)
         call(settings)
 

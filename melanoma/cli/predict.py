@@ -14,6 +14,11 @@ _MEANING = {
     "review": "A dermatologist should look at this image. Most images raised at this level are no melanomas.",
     "urgent": "To this model the image looks more like a melanoma than most do: a dermatologist should see it first.",
 }
+# Comes first: figures of a model say nothing of pictures that it does not know.
+_UNKNOWN = (
+    "Warning: {image_uri} is unlike the images that the model was trained on, as a phone's close-up is. Do not rely on "
+    "what follows, alert or none: take a dermoscopic picture, or have a dermatologist look."
+)
 
 
 def predict(
@@ -47,15 +52,18 @@ def _print_prediction(row: dict[str, Any], thresholds: "Thresholds") -> None:
     table = Table("diagnosis", "probability", title=row["image_uri"], title_justify="left")
     for code in sorted(taxonomy.CODES, key=lambda code: -row[f"p_{code}"]):
         table.add_row(f"{taxonomy.NAMES[code]} ({code})", f"{row[f'p_{code}']:.1%}")
+    is_known = row["outlier_score"] <= 1
+    if not is_known:
+        answer.print(_UNKNOWN.format(**row))
     answer.print(table)
     answer.print(
         f"Alert level: {row['alert_level']}. The melanoma probability is {row['p_melanoma']:.1%}; review begins at "
-        f"{thresholds.review:.1%}, urgent at {thresholds.urgent:.1%}.\n{_MEANING[row['alert_level']]}"
+        f"{thresholds.review:.1%}, urgent at {thresholds.urgent:.1%}."
     )
-    if thresholds.operating_point:
-        answer.print(_reliability(thresholds.operating_point))
-    if row["outlier_score"] > 1:
-        answer.print("This picture is unlike the images that the model was trained on: do not rely on its answer.")
+    if is_known:
+        answer.print(_MEANING[row["alert_level"]])
+        if thresholds.operating_point:
+            answer.print(_reliability(thresholds.operating_point))
     if "explanation_uri" in row:
         answer.print(
             f"What raised the probability: {row['explanation_uri']} (with the reddest 15% of the picture covered, the "
@@ -66,12 +74,14 @@ def _print_prediction(row: dict[str, Any], thresholds: "Thresholds") -> None:
 
 def _reliability(point: "OperatingPoint") -> str:
     """What the threshold of `review` gave on the images that it was chosen on."""
+    # Where no image was known as melanoma, the threshold was chosen for all that is malignant.
+    n, kind = (point.n_malignant, "malignant ones") if point.n_malignant else (point.n_melanoma, "melanomas")
     shares = []
-    for estimate, whom in ((point.sensitivity, "the melanomas"), (point.specificity, "the other images")):
+    for estimate, whom in ((point.sensitivity, f"the {kind}"), (point.specificity, "the other images")):
         interval = "" if estimate.low is None else f" (95% interval {estimate.low:.0%} to {estimate.high:.0%})"
         shares.append(f"{estimate.value:.0%} of {whom}{interval}")
     raised, not_raised = shares
     return (
-        f"On the {point.n} validation images ({point.n_melanoma} melanomas) that the threshold was chosen on, an "
+        f"On the {point.n} validation images ({n} {kind}) that the threshold was chosen on, an "
         f"alert was raised for {raised}, and none for {not_raised}; on other cameras and patients it can be less."
     )

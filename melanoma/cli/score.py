@@ -1,6 +1,7 @@
 """melanoma score."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from melanoma.cli import console, options
+from melanoma.errors import InputError
 
 if TYPE_CHECKING:
     from melanoma.api import ScoringResult
     from melanoma.scoring.config import ScoreConfig
+
+_REASONS_SHOWN = 5
 
 
 def score(
@@ -48,17 +52,31 @@ def score(
 
 
 def run_score(settings: "ScoreConfig", as_json: bool = False) -> None:
-    from melanoma import api
+    with console.resumable("The same command resumes it."), console.bar("Scoring") as bar, _log_lines():
+        from melanoma import api
 
-    with console.bar("Scoring") as bar, _log_lines():
         result = api.score(settings, on_image=bar, say=console.say)
     if as_json:
-        console.print_json({**result.record.to_json(), "changed": result.changed})
-        return
-    if not result.changed:
-        record = result.record
-        console.answer.print(f"The run {record.run_id} was finished at {record.finished_at}: nothing was changed.")
-    _print_run(result)
+        console.print_json(
+            {
+                **result.record.to_json(),
+                "changed": result.changed,
+                "reject_reasons": [dataclasses.asdict(reason) for reason in result.reject_reasons],
+                "earlier": [earlier.record.to_json() for earlier in result.earlier],
+            }
+        )
+    else:
+        for earlier in result.earlier:
+            _print_run(earlier)
+        if not result.changed:
+            record = result.record
+            console.answer.print(f"The run {record.run_id} was finished at {record.finished_at}: nothing was changed.")
+        _print_run(result)
+    if result.has_scored_nothing:
+        why = f"see {result.out}/rejects."
+        if first := next(iter(result.reject_reasons), None):
+            why = f"{first.count:,} of them because: {first.error}"
+        raise InputError(f"None of the {result.counts.listed:,} images could be scored, {why}")
 
 
 @contextlib.contextmanager
@@ -87,5 +105,10 @@ def _print_run(result: "ScoringResult") -> None:
         f"{counts.scored} scored, {counts.rejected} rejected{f' ({kinds})' if kinds else ''}, "
         f"{counts.alerts} alerts ({counts.urgent} urgent, {counts.review} review).",
     )
+    reasons = result.reject_reasons
+    for reason in reasons[:_REASONS_SHOWN]:
+        console.answer.print(f"  {reason.count:>7,} rejected as {reason.error_kind}: {reason.error}")
+    if others := sum(reason.count for reason in reasons[_REASONS_SHOWN:]):
+        console.answer.print(f"  {others:>7,} rejected for other reasons: see rejects/")
     console.answer.print(f"Results in {out}: scores/, rejects/, alerts/ and runs/run_id={run_id}.json")
     console.answer.print(f"The night on one page: {result.page}")

@@ -27,9 +27,17 @@ def train(
 
 
 def run_train(settings: "TrainConfig", as_json: bool = False) -> None:
-    from melanoma import api
+    with console.resumable("Nothing was trained yet: the same command begins anew."):
+        from melanoma import api
+        from melanoma.api import shared
 
-    model = api.train(settings, on_epoch=_epoch_line(settings), on_distribution=_say_distribution, say=console.say)
+        shared.import_tensorflow()
+        from melanoma.training import fit
+
+        name = settings.run_name or fit.new_run_name()
+        settings = settings.model_copy(update={"run_name": name})
+    with console.resumable(f"The same command with run_name={name} resumes it."):
+        model = api.train(settings, on_epoch=_epoch_line(settings), on_distribution=_say_distribution, say=console.say)
     if as_json:
         console.print_json({"bundle": settings.out, **model.bundle.manifest.to_json()})
         return
@@ -41,11 +49,12 @@ def run_train(settings: "TrainConfig", as_json: bool = False) -> None:
 
 
 def _epoch_line(settings: "TrainConfig") -> Callable[[dict[str, float]], None]:
+    from melanoma.training.measure import in_words
+
     def line(metrics: dict[str, float]) -> None:
         console.say(
             f"epoch {metrics['epoch']:.0f}/{settings.epochs}  loss {metrics['loss']:.3f}  validation: "
-            f"loss {metrics['validation_loss']:.3f}, accuracy {metrics['accuracy']:.3f}, balanced "
-            f"{metrics['balanced_accuracy']:.3f}, melanoma AUC {metrics['melanoma_auc']:.3f}  "
+            f"loss {metrics['validation_loss']:.3f}, {in_words(metrics)}  "
             f"({metrics['images_per_second']:.0f} images/s, {metrics['input_wait_share']:.0%} of it waiting for input)"
         )
 

@@ -71,6 +71,7 @@ def broken_files(seed: int = 0) -> list[BrokenFile]:
         BrokenFile("IMG_0001.HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "unsupported"),
         BrokenFile("皮膚.jp2", b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 " + bytes(200), "unsupported"),
         BrokenFile("bomb.png", _png(60_000, 60_000, 1, 0, zlib.compress(bytes(3_000_000), 9)), "too_large"),
+        BrokenFile("white page.png", _encoded(Image.new("RGB", (240, 180), "white"), "PNG"), "blank"),
         BrokenFile("1.2.840.10008.dcm", bytes(128) + b"DICM" + bytes(100), "dicom"),
         BrokenFile("really a DICOM file.jpg", bytes(128) + b"DICM\x02\0\0\0UL\x04\0\0\0\0\0", "dicom"),
     ]

@@ -59,14 +59,21 @@ class LocalS3:
 
 
 @contextmanager
-def serve(root: Path, log: Path | None = None, etags: bool = True) -> Iterator[LocalS3]:
+def serve(root: Path, log: Path | None = None, etags: bool = True, is_public: bool = False) -> Iterator[LocalS3]:
     """Serve the folder `root` (made if missing) as S3 until the block ends, with new credentials.
 
     A file written into a bucket's folder by other means is an object at once. The server ends with the block, or with
-    this process should that be killed. `log` takes what the server says; without it, a temporary file does. Without
-    `etags` objects have none: rclone reads the whole object for the ETag of every answer, also where a range is asked.
+    this process should that be killed.
 
-    Raises InputError when there is no rclone binary, and RuntimeError when the server does not start.
+    Args:
+        root: Its sub-folders are the buckets.
+        log: Takes what the server says; without it, a temporary file does.
+        etags: Without them: rclone reads the whole object for the ETag of every answer, also where a range is asked.
+        is_public: Whether requests need no credentials.
+
+    Raises:
+        InputError: There is no rclone binary.
+        RuntimeError: The server does not start.
     """
     binary = find_rclone()
     root.mkdir(parents=True, exist_ok=True)
@@ -74,7 +81,9 @@ def serve(root: Path, log: Path | None = None, etags: bool = True) -> Iterator[L
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
     # The environment, because every user of the machine can read a command line; /dev/null, so that no
     # configuration of the user takes part.
-    environment |= {"RCLONE_CONFIG": os.devnull, "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'}
+    environment["RCLONE_CONFIG"] = os.devnull
+    if not is_public:
+        environment["RCLONE_AUTH_KEY"] = f'"{access_key},{secret_key}"'
     command = [
         *(binary, "serve", "s3"),
         *("--addr", f"{_HOST}:0"),

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from melanoma import config, ray_session, storage
-from melanoma.catalog import build, schema
+from melanoma import config, ray_session, storage, taxonomy
+from melanoma.catalog import build, resolve, schema
 from melanoma.catalog import split as splitting
 from melanoma.demo import local_s3
 from melanoma.demo.archive_files import broken_files, good_files
@@ -34,6 +34,7 @@ _MARK = ".melanoma-demo"
 _BUCKETS = ("training", "models", "archive", "results")
 _PER_CLASS = 70
 _SEED = 0
+_RULES = "isic9.yaml"  # in a wheel beside this file, see pyproject.toml; in a checkout in configs/
 
 TRAINING: dict[str, Any] = {
     "catalog": "s3://models/catalog.parquet",
@@ -67,7 +68,7 @@ def demo(out: Path, say: Callable[[str], None]) -> RunRecord:
     objects = _fresh(out)
     with local_s3.serve(objects, log=out / "s3.log") as server, _environment(server.environment()):
         say(f"Object storage: an S3 server at {server.endpoint}, its buckets are the folders of {objects}.")
-        training, archive, what = _images(out / "generated")
+        training, archive, what = _images(out / "generated", say)
         _upload("s3://training", training)
         _upload("s3://archive", archive)
         say(f"{len(training)} {what} in s3://training; an archive of {len(archive)} files in s3://archive.")
@@ -156,20 +157,22 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _images(generated: Path) -> tuple[dict[str, bytes], dict[str, bytes], str]:
+def _images(generated: Path, say: Callable[[str], None]) -> tuple[dict[str, bytes], dict[str, bytes], str]:
     """Training images by key (one folder a class), the files of the archive by key, and what they are in words."""
     data = Path(os.environ.get("MELANOMA_DATA") or generated)
-    what = "real dermoscopy images of nine diagnoses"
-    if not (data / "isic9" / "Train").is_dir():
+    if (data / "isic9" / "Train").is_dir():
+        of_class = _repaired(data / "isic9", say)
+        what = f"real dermoscopy images of {len(of_class)} diagnoses"
+    else:
         data, what = generated, "generated lesions of nine kinds"
         write_class_folders(data / "isic9" / "Train", _PER_CLASS, seed=_SEED)
         write_class_folders(data / "isic9" / "Test", 14, seed=_SEED + 1)
+        of_class = {folder.name: sorted(folder.iterdir()) for folder in sorted((data / "isic9" / "Train").iterdir())}
     generator = np.random.default_rng(_SEED)
     training = {}
-    for folder in sorted((data / "isic9" / "Train").iterdir()):
-        files = sorted(folder.iterdir())
+    for name, files in of_class.items():
         for place in generator.permutation(len(files))[:_PER_CLASS]:
-            training[f"{folder.name}/{files[place].name}"] = files[place].read_bytes()
+            training[f"{name}/{files[place].name}"] = files[place].read_bytes()
     pictures = sorted((data / "isic9" / "Test").rglob("*.jpg"))
     archive = {f"2026/{path.name}": path.read_bytes() for path in pictures[::2]}
     archive |= {f"camera/{path.name}": path.read_bytes() for path in sorted((data / "uda1").rglob("*.jpg"))[:12]}
@@ -177,6 +180,16 @@ def _images(generated: Path) -> tuple[dict[str, bytes], dict[str, bytes], str]:
     archive |= {f"formats/{name}": data for name, data in good_files(others)}
     archive |= {f"broken/{file.name}": file.data for file in broken_files(_SEED)}
     return training, archive, what
+
+
+def _repaired(folder: Path, say: Callable[[str], None]) -> dict[str, list[Path]]:
+    """The training images of the nine-class set by the name of their class, as the rules of repair leave them."""
+    rules = Path(__file__).with_name(_RULES)
+    rules = rules if rules.exists() else Path(__file__).parents[2] / "configs" / _RULES
+    frame, counts = resolve.resolve(build.build([str(folder)]), config.load(resolve.Rules, str(rules)))
+    say(f"The nine-class set contradicts itself: {sum(counts):,} changes by configs/{_RULES} have repaired its labels.")
+    of_label = schema.usable(frame, "train").groupby("label")
+    return {taxonomy.name_of(str(label)): [Path(uri) for uri in sorted(rows["uri"])] for label, rows in of_label}
 
 
 def _upload(bucket: str, files: dict[str, bytes]) -> None:

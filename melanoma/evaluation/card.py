@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from melanoma import taxonomy
-from melanoma.evaluation.wording import INTENDED_USE, MEASURES, NOT_INTENDED_USE, PERCENTAGES
+from melanoma.evaluation.wording import INTENDED_USE, MEASURES, NOT_INTENDED_USE, PERCENTAGES, left_out, training_gap
 from melanoma.pages import templates
 
 UNKNOWN = "unknown"
@@ -57,10 +57,12 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         ],
         class_counts=training.get("class_counts") or {},
         labels=_labels(training.get("class_counts") or {}),
+        training_gap=training_gap(training.get("class_counts") or {}),
         distribution=(training.get("class_distribution") or {}).get("rows", []),
         thresholds=thresholds,
         point=thresholds.get("operating_point"),
         metrics=metrics,
+        left_out=left_out(metrics),
         measures=[
             (title, note, _figure(metrics[name], name in PERCENTAGES))
             for name, (title, note) in MEASURES.items()

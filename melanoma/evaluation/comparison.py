@@ -26,19 +26,20 @@ from melanoma.evaluation.predictions import (
     classes_of,
     floats,
     group_codes,
-    is_melanoma,
+    malignant_side,
+    melanoma_side,
     true_class,
 )
-from melanoma.evaluation.weighted_figures import FIGURES, ROC_FIGURES, groups_of_each_side, weighted_figures
+from melanoma.evaluation.weighted_figures import FIGURES, groups_needed, weighted_figures
 
-_SHARES = ("sensitivity", "specificity", "accuracy")
+_SHARES = ("sensitivity", "specificity", "accuracy", "malignant_sensitivity", "malignant_specificity")
 
 
 @dataclass(frozen=True)
 class FigureComparison:
     """One figure of two models on the same images.
 
-    The last three are those of shares (sensitivity, specificity, accuracy) and None for other figures.
+    The last three are those of shares (sensitivity, specificity, accuracy and their like) and None for other figures.
     """
 
     this: float | None
@@ -86,23 +87,21 @@ def compare(
     same = ("uri", "label", "group_id")
     if not all(predictions[column].tolist() == other[column].tolist() for column in same):
         raise ValueError("the two tables of predictions are not of the same images: predict the same split with both")
-    melanoma = is_melanoma(predictions)
-    group, n_groups = group_codes(predictions)
+    group, _ = group_codes(predictions)
     this_right, other_right = _right(predictions), _right(other)
     this_figures, other_figures = _all_figures(predictions), _all_figures(other)
 
     def figures(weight: Floats) -> Floats:
         return np.stack([this_figures(weight), other_figures(weight)])
 
-    values = figures(np.ones(len(melanoma)))
+    values = figures(np.ones(len(predictions)))
     # Infinite slopes have no difference.
     with np.errstate(invalid="ignore"):
         draws = bootstrap(lambda weight: np.subtract(*figures(weight)), group, seed, resamples)
         differences = np.subtract(*values)
     needed = {
         **{name: len(np.unique(group[part])) for name, (_, part) in this_right.items()},
-        **dict.fromkeys(FIGURES, n_groups),
-        **dict.fromkeys(ROC_FIGURES, groups_of_each_side(melanoma, group)),
+        **groups_needed(predictions),
     }
     found = {
         name: FigureComparison(
@@ -139,14 +138,17 @@ def _all_figures(predictions: pd.DataFrame) -> Callable[[Floats], Floats]:
 
 def _right(predictions: pd.DataFrame) -> dict[str, tuple[Bools, Bools]]:
     """By share: whether the model is right about each image [n], and which images count [n]."""
-    melanoma = is_melanoma(predictions)
+    melanoma, malignant = melanoma_side(predictions), malignant_side(predictions)
     raised = floats(predictions, "p_melanoma") >= floats(predictions, "threshold")
     classes = classes_of(predictions)
+    truth = true_class(predictions, classes)
     answer = class_probabilities(predictions, classes).argmax(axis=1)
     return {
-        "sensitivity": (raised, melanoma),
-        "specificity": (~raised, ~melanoma),
-        "accuracy": (answer == true_class(predictions, classes), np.ones(len(melanoma), dtype=bool)),
+        "sensitivity": (raised, melanoma.yes),
+        "specificity": (~raised, melanoma.no),
+        "accuracy": (answer == truth, truth >= 0),
+        "malignant_sensitivity": (raised, malignant.yes),
+        "malignant_specificity": (~raised, malignant.no),
     }
 
 

@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,20 +20,24 @@ from melanoma.evaluation.calibration import CALIBRATION_BINS, bin_of
 from melanoma.evaluation.decision import DecisionCurve
 from melanoma.evaluation.intervals import Bools, Estimate, Floats, Ints, proportion
 from melanoma.evaluation.metrics import Metrics
-from melanoma.evaluation.predictions import is_melanoma
+from melanoma.evaluation.predictions import Side, malignant_side, melanoma_side, p_malignant
 from melanoma.evaluation.roc import roc
 from melanoma.evaluation.subgroups import ColumnFigures
 from melanoma.taxonomy import name_of
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#5f6b76"
-_STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+# "default" first: a matplotlibrc of the user's would change what a report looks like, or ask for LaTeX.
+_STYLE: list[str | dict[str, Any]] = [
+    "default",
+    {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+]
 
 
 def figure_png(figure: Figure) -> bytes:
     """The figure as PNG at 150 dots an inch."""
     out = io.BytesIO()
     FigureCanvasAgg(figure)
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
@@ -44,7 +48,7 @@ def confusion_figure(metrics: Metrics) -> Figure:
     counts = np.array(metrics.confusion)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(3.4 + 0.72 * len(classes), 1.3 + 0.66 * len(classes)), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[:].set_visible(False)
@@ -77,37 +81,62 @@ def confusion_figure(metrics: Metrics) -> Figure:
 
 
 def roc_figure(predictions: pd.DataFrame, metrics: Metrics) -> Figure:
-    """ROC curve of melanoma against the rest, with the frozen threshold and its intervals as a cross."""
-    with mpl.rc_context(_STYLE):
+    """ROC curves of melanoma against the rest, with the frozen threshold and its intervals as a cross, and of what is
+    malignant against the rest where labels say no more than that."""
+    with style.context(_STYLE):
         figure = Figure(figsize=(5.8, 5.8), layout="constrained")
         axes = figure.add_subplot()
         _unit_square(axes, "1 - specificity (others raised)", "sensitivity (melanomas raised)")
-        auc = metrics.melanoma_auc
-        if auc.value is None:
+        auc, malignant_auc = metrics.melanoma_auc, metrics.malignant_auc
+        if metrics.n_melanoma_unknown and malignant_auc.value is not None:
+            name = "malignant, by its own probability"
+            _roc_curve(axes, malignant_side(predictions), p_malignant(predictions), malignant_auc, name, GREY, "-.")
+        elif auc.value is None:
             missing = "no melanoma" if metrics.n_melanoma == 0 else "nothing but melanoma"
             axes.text(0.5, 0.5, f"There is {missing} in this set:\nno ROC curve.", ha="center", va="center")
             return figure
-        score = predictions["p_melanoma"].to_numpy(dtype=np.float64)
-        fpr, tpr = roc(is_melanoma(predictions), score)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance")
-        interval = f"\n(95% interval {auc.low:.3f} to {auc.high:.3f})" if auc.low is not None else ""
-        axes.plot(fpr, tpr, color=BLUE, linewidth=2.2, label=f"model, AUC {auc.value:.3f}{interval}")
-        x, right, left = (1 - share for share in _bounds(metrics.specificity))
-        y, low, high = _bounds(metrics.sensitivity)
-        axes.errorbar(
-            x,
-            y,
-            xerr=[[x - left], [right - x]],
-            yerr=[[y - low], [high - y]],
-            color=ORANGE,
-            marker="D",
-            markersize=8,
-            capsize=4,
-            linestyle="none",
-            label=f"frozen threshold {metrics.threshold:.3g}:\nsensitivity {y:.1%}, specificity {1 - x:.1%}",
-        )
+        if auc.value is not None:
+            score = predictions["p_melanoma"].to_numpy(dtype=np.float64)
+            name = "melanoma" if metrics.n_melanoma_unknown else "model"
+            _roc_curve(axes, melanoma_side(predictions), score, auc, name, BLUE, "-")
+            _frozen_threshold(axes, metrics)
         axes.legend(loc="lower right", fontsize=10.5, framealpha=0.9)
     return figure
+
+
+def _roc_curve(axes: Axes, side: Side, score: Floats, auc: Estimate, name: str, color: str, line: str) -> None:
+    """The curve of the images whose side is known.
+
+    Args:
+        axes: Where it is drawn.
+        side: Which images are positive.
+        score: float [n], the probability of that.
+        auc: The area under it, for the legend.
+        name: Of what, for the legend.
+        color: Of the line.
+        line: Its style.
+    """
+    fpr, tpr = roc(side.yes[side.known], score[side.known])
+    interval = f"\n(95% interval {auc.low:.3f} to {auc.high:.3f})" if auc.low is not None else ""
+    axes.plot(fpr, tpr, color=color, linestyle=line, linewidth=2.2, label=f"{name}, AUC {auc.value:.3f}{interval}")
+
+
+def _frozen_threshold(axes: Axes, metrics: Metrics) -> None:
+    x, right, left = (1 - share for share in _bounds(metrics.specificity))
+    y, low, high = _bounds(metrics.sensitivity)
+    axes.errorbar(
+        x,
+        y,
+        xerr=[[x - left], [right - x]],
+        yerr=[[y - low], [high - y]],
+        color=ORANGE,
+        marker="D",
+        markersize=8,
+        capsize=4,
+        linestyle="none",
+        label=f"frozen threshold {metrics.threshold:.3g}:\nsensitivity {y:.1%}, specificity {1 - x:.1%}",
+    )
 
 
 def reliability_figure(probability: Floats, outcome: Bools, group: Ints, x_label: str, y_label: str) -> Figure:
@@ -129,7 +158,7 @@ def reliability_figure(probability: Floats, outcome: Bools, group: Ints, x_label
     bins = bin_of(probability)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
     used = np.flatnonzero(counts)
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(5.8, 7.0), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
         _unit_square(top, "", y_label)
@@ -157,7 +186,7 @@ def reliability_figure(probability: Floats, outcome: Bools, group: Ints, x_label
 def decision_curve_figure(curve: DecisionCurve) -> Figure:
     """Net benefit by threshold."""
     thresholds, model, everyone = np.array(curve.threshold), np.array(curve.model), np.array(curve.all)
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(7.2, 4.8), layout="constrained")
         axes = figure.add_subplot()
         if curve.low is not None and curve.high is not None:
@@ -183,7 +212,7 @@ def subgroup_figure(subgroups: Sequence[ColumnFigures]) -> Figure:
     # An empty line before each column of the catalog.
     starts = np.cumsum([0, *(len(column.groups) + 1 for column in subgroups)])
     places = [start + 1 + i for start, c in zip(starts[:-1], subgroups, strict=True) for i in range(len(c.groups))]
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(10.4, 1.2 + 0.32 * starts[-1]), layout="constrained")
         panels = figure.subplots(1, len(titles), sharey=True)
         for axes, (name, title) in zip(panels, titles.items(), strict=True):
@@ -239,7 +268,7 @@ def class_distribution_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         "after loss weights": (ORANGE, "//", [row["effective"] for row in rows]),
     }
     places = np.arange(len(rows))
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(7.6, 1.7 + 0.75 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for i, (name, (color, hatch, shares)) in enumerate(bars.items()):
@@ -270,7 +299,7 @@ def training_curves_figure(members: Sequence[Mapping[str, Any]]) -> Figure:
             "melanoma_auc": (ORANGE, "-.", "AUC of melanoma"),
         },
     }
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(10.4, 4.4), layout="constrained")
         for axes, (title, curves) in zip(figure.subplots(1, 2), panels.items(), strict=True):
             for number, member in enumerate(members):
@@ -324,7 +353,7 @@ def score_distribution_figure(scores: Floats, earlier: Floats, review: float, ur
         The figure, not yet drawn to a file.
     """
     edges = np.linspace(0, 1, 41).tolist()
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         axes = figure.add_subplot()
         if len(earlier):
@@ -334,8 +363,8 @@ def score_distribution_figure(scores: Floats, earlier: Floats, review: float, ur
             scores, edges, weights=np.full(len(scores), 1 / len(scores)), histtype="step", linewidth=2, color=BLUE,
             label="this night",
         )  # fmt: skip
-        for value, name, style in ((review, "review", "--"), (urgent, "urgent", "-")):
-            axes.axvline(value, color=ORANGE, linestyle=style, linewidth=1.5, label=f"{name} from {value:.1%}")
+        for value, name, line in ((review, "review", "--"), (urgent, "urgent", "-")):
+            axes.axvline(value, color=ORANGE, linestyle=line, linewidth=1.5, label=f"{name} from {value:.1%}")
         axes.set(xlim=(0, 1), xlabel="probability of melanoma", ylabel="share of images")
         axes.set_yscale("symlog", linthresh=0.01)
         axes.xaxis.set_major_formatter(PercentFormatter(1))

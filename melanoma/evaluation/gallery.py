@@ -8,7 +8,7 @@ import pandas as pd
 
 from melanoma.evaluation.intervals import Ints
 from melanoma.evaluation.metrics import Metrics
-from melanoma.evaluation.predictions import class_probabilities, is_melanoma
+from melanoma.evaluation.predictions import class_probabilities, melanoma_side
 from melanoma.pages import templates
 
 PICTURES_A_SECTION = 12
@@ -73,15 +73,17 @@ def sections(predictions: pd.DataFrame, metrics: Metrics, pictures: Mapping[str,
         Section(
             "Missed melanomas",
             "Melanomas below the threshold, the lowest probability first.",
-            "No melanoma of this set is below the threshold." if metrics.n_melanoma else "This set has no melanoma.",
+            "No melanoma of this set is below the threshold."
+            if metrics.n_melanoma
+            else "This set has no known melanoma.",
             cards(chosen.missed),
             chosen.n_missed,
         ),
         Section(
             "False alarms",
             (
-                "Images at or above the threshold that are not melanoma (some may be another cancer), the highest "
-                "probability first."
+                "Images at or above the threshold that are known not to be melanoma (some may be another cancer), the "
+                "highest probability first."
             ),
             "No other image of this set reaches the threshold.",
             cards(chosen.false_alarms),
@@ -100,11 +102,11 @@ def sections(predictions: pd.DataFrame, metrics: Metrics, pictures: Mapping[str,
 def _select(predictions: pd.DataFrame, seed: int) -> _Selection:
     score = predictions["p_melanoma"].to_numpy(dtype=np.float64)
     raised = score >= predictions["threshold"].to_numpy(dtype=np.float64)
-    melanoma = is_melanoma(predictions)
+    melanoma = melanoma_side(predictions)
     by_uri = np.argsort(predictions["uri"].to_numpy(dtype=object), kind="stable")
     rising = by_uri[np.argsort(score[by_uri], kind="stable")]
-    missed = rising[(melanoma & ~raised)[rising]]
-    false_alarms = rising[::-1][(~melanoma & raised)[rising[::-1]]]
+    missed = rising[(melanoma.yes & ~raised)[rising]]
+    false_alarms = rising[::-1][(melanoma.no & raised)[rising[::-1]]]
     sample = np.random.default_rng(seed).permutation(by_uri)
     return _Selection(
         missed=missed[:PICTURES_A_SECTION],

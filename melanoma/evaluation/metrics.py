@@ -33,17 +33,19 @@ from melanoma.evaluation.intervals import (
 )
 from melanoma.evaluation.outlier_rates import OutlierRate
 from melanoma.evaluation.predictions import (
+    Side,
     check_measurable,
     class_probabilities,
     classes_of,
     floats,
     group_codes,
-    is_melanoma,
+    malignant_side,
+    melanoma_side,
     true_class,
 )
 from melanoma.evaluation.stability import Stability
 from melanoma.evaluation.subgroups import ColumnCounts, ColumnFigures
-from melanoma.evaluation.weighted_figures import FIGURES, ROC_FIGURES, groups_of_each_side, weighted_figures
+from melanoma.evaluation.weighted_figures import FIGURES, groups_needed, weighted_figures
 
 TOP = (1, 3, 15)  # of `top_of_patient`; 15 is that of the ISIC 2024 challenge
 
@@ -88,15 +90,22 @@ class Metrics:
 
     The answer of the model is the class of the highest probability, the first one on a tie; a class that has no image
     can still be a wrong answer.
+
+    An image whose label leaves a question open counts in no figure that asks it: one of the label "malignant" neither
+    as melanoma nor as none, nor for any class; one of "AK|SCC" neither as malignant nor as none.
     """
 
     n: int
     n_melanoma: int
+    n_melanoma_unknown: int  # images whose label leaves open whether they are melanoma
+    n_malignant: int
+    n_malignant_unknown: int
+    n_class_unknown: int  # images whose label is coarser than a class, see `melanoma.taxonomy.is_class`
     n_groups: int
     classes: list[str]
     class_counts: dict[str, int]
     threshold: float
-    majority_class_accuracy: float
+    majority_class_accuracy: float | None  # None where no label names a class
     accuracy: Estimate
     # Melanoma against the rest, by ``p_melanoma >= threshold``.
     sensitivity: Estimate
@@ -112,6 +121,11 @@ class Metrics:
     calibration_slope: Estimate
     ece: Estimate  # expected calibration error of the answer's probability, 15 bins of equal width (Guo et al. 2017)
     brier: Estimate  # mean of ``(p_melanoma - melanoma)**2``
+    # What is malignant against the rest: by the alert, ``p_melanoma >= threshold``, and by its own probability.
+    malignant_sensitivity: Estimate
+    malignant_specificity: Estimate
+    malignant_auc: Estimate
+    malignant_pauc: Estimate
     urgent: AtLevel | None = None  # at the urgent alert level, where the predictions have one
     recall: dict[str, Estimate]  # by class
     confusion: list[list[int]]  # rows: true class, columns: answer, both in the order of `classes`
@@ -157,8 +171,8 @@ def compute_metrics(
     """The figures of merit of a table of predictions, without those that `melanoma.evaluation.run` adds.
 
     An interval by bootstrap leaves out resamples in which the figure is undefined, and is widened to the value where it
-    does not hold it: the calibration error of a resample is biased upwards. With fewer than two groups of melanoma, or
-    of anything else, a ROC figure has no interval; with fewer than two groups in all, no bootstrap figure has one.
+    does not hold it: the calibration error of a resample is biased upwards. With fewer than two groups that a figure
+    is of, or of either side where it has two, it has no interval.
 
     Args:
         predictions: See `melanoma.evaluation.predictions`.
@@ -167,53 +181,56 @@ def compute_metrics(
         prevalence: A share of melanoma, above 0 and below 1, to show alerts at, besides `decision.PREVALENCES`.
 
     Returns:
-        All that `metrics.json` holds of these predictions.
+        What `metrics.json` holds of them.
 
     Raises:
-        ValueError: The table is empty, a label leaves open whether it is melanoma, a probability or threshold is not
-            finite, or there are several thresholds.
+        ValueError: See `check_measurable`.
     """
     check_measurable(predictions)
-    # In falling order of score: the sums, and so the last digits, do not depend on the order of the rows.
+    # In falling order of score: the last digits of sums do not depend on the order of the rows.
     predictions = predictions.iloc[np.argsort(-floats(predictions, "p_melanoma"), kind="stable")]
-    n, classes = len(predictions), classes_of(predictions)
-    melanoma, score = is_melanoma(predictions), floats(predictions, "p_melanoma")
+    classes = classes_of(predictions)
+    melanoma, malignant = melanoma_side(predictions), malignant_side(predictions)
     group, n_groups = group_codes(predictions)
-    truth = true_class(predictions, classes)
-    answer = class_probabilities(predictions, classes).argmax(axis=1)
-    right = answer == truth
+    classed = (truth := true_class(predictions, classes)) >= 0
+    right = (answer := class_probabilities(predictions, classes).argmax(axis=1)) == truth
     class_counts = {c: int((truth == i).sum()) for i, c in enumerate(classes)}
     raised = _raised(predictions)
-    levels = {level: _at_level(melanoma, at_level, group) for level, at_level in raised.items()}
-    figures = _bootstrapped(predictions, seed, resamples)
+    levels = {level: _at_level(melanoma, images, group) for level, images in raised.items()}
+    of_malignant = _at_level(malignant, raised["review"], group)
+    figures: dict[str, Any] = dict(_bootstrapped(predictions, seed, resamples))  # fields of Metrics
     return Metrics(
-        n=n,
-        n_melanoma=int(melanoma.sum()),
+        n=len(predictions),
+        n_melanoma=int(melanoma.yes.sum()),
+        n_melanoma_unknown=int((~melanoma.known).sum()),
+        n_malignant=int(malignant.yes.sum()),
+        n_malignant_unknown=int((~malignant.known).sum()),
+        n_class_unknown=int((~classed).sum()),
         n_groups=n_groups,
         classes=list(classes),
         class_counts=class_counts,
         threshold=float(predictions["threshold"].iloc[0]),
-        majority_class_accuracy=max(class_counts.values()) / n,
-        accuracy=proportion(right, group),
+        majority_class_accuracy=max(class_counts.values()) / int(classed.sum()) if classed.any() else None,
+        accuracy=proportion(right[classed], group[classed]),
         sensitivity=levels["review"].sensitivity,
         specificity=levels["review"].specificity,
-        balanced_accuracy=figures["balanced_accuracy"],
-        melanoma_auc=figures["melanoma_auc"],
-        melanoma_pauc=figures["melanoma_pauc"],
-        specificity_at_95_sensitivity=figures["specificity_at_95_sensitivity"],
-        sensitivity_at_95_specificity=figures["sensitivity_at_95_specificity"],
-        calibration_intercept=figures["calibration_intercept"],
-        calibration_slope=figures["calibration_slope"],
-        ece=figures["ece"],
-        brier=figures["brier"],
+        malignant_sensitivity=of_malignant.sensitivity,
+        malignant_specificity=of_malignant.specificity,
+        **figures,
         urgent=levels.get("urgent"),
         recall={c: proportion(right[truth == i], group[truth == i]) for i, c in enumerate(classes)},
-        confusion=_confusion(truth, answer, len(classes)),
+        confusion=_confusion(truth[classed], answer[classed], len(classes)),
         at_prevalence=_at_prevalences(predictions, raised, prevalence),
-        decision_curve=decision_curve(melanoma, score, group, seed, resamples),
+        decision_curve=_decision_curve(predictions[melanoma.known], seed, resamples),
         bootstrap=Bootstrap(resamples, seed),
         leak_warning=None,
     )
+
+
+def _decision_curve(known: pd.DataFrame, seed: int, resamples: int) -> DecisionCurve | None:
+    """Of the images that are known to be melanoma or not."""
+    group, _ = group_codes(known)
+    return decision_curve(melanoma_side(known).yes, floats(known, "p_melanoma"), group, seed, resamples)
 
 
 def _raised(predictions: pd.DataFrame) -> dict[str, Bools]:
@@ -231,16 +248,15 @@ def _confusion(truth: Ints, answer: Ints, classes: int) -> list[list[int]]:
     return counts.tolist()
 
 
-def _at_level(melanoma: Bools, raised: Bools, group: Ints) -> AtLevel:
-    return AtLevel(proportion(raised[melanoma], group[melanoma]), proportion(~raised[~melanoma], group[~melanoma]))
+def _at_level(side: Side, raised: Bools, group: Ints) -> AtLevel:
+    return AtLevel(proportion(raised[side.yes], group[side.yes]), proportion(~raised[side.no], group[side.no]))
 
 
 def _bootstrapped(predictions: pd.DataFrame, seed: int, resamples: int) -> dict[str, Estimate]:
     """The estimates of `FIGURES` by name."""
-    melanoma, (group, n_groups) = is_melanoma(predictions), group_codes(predictions)
-    statistic = weighted_figures(predictions)
+    group, _ = group_codes(predictions)
+    statistic, needed = weighted_figures(predictions), groups_needed(predictions)
     draws = bootstrap(statistic, group, seed, resamples)
-    needed = dict.fromkeys(FIGURES, n_groups) | dict.fromkeys(ROC_FIGURES, groups_of_each_side(melanoma, group))
     return {
         name: percentile_interval(value, draws[:, i], needed[name])
         for i, (name, value) in enumerate(zip(FIGURES, statistic(np.ones(len(predictions))), strict=True))
@@ -249,11 +265,12 @@ def _bootstrapped(predictions: pd.DataFrame, seed: int, resamples: int) -> dict[
 
 def _at_prevalences(predictions: pd.DataFrame, raised: dict[str, Bools], stated: float | None) -> list[AtPrevalence]:
     """`raised`: which images are raised, by alert level; `stated`: a prevalence that was asked for."""
-    melanoma, (group, _) = is_melanoma(predictions), group_codes(predictions)
-    threshold = float(predictions["threshold"].iloc[0])
-    of_set = float(melanoma.mean())
-    if of_set in (0.0, 1.0):
+    side, (group, _) = melanoma_side(predictions), group_codes(predictions)
+    if not (side.yes.any() and side.no.any()):
         return []
+    melanoma, group = side.yes[side.known], group[side.known]
+    raised = {level: images[side.known] for level, images in raised.items()}
+    threshold, of_set = float(predictions["threshold"].iloc[0]), float(melanoma.mean())
     wanted = [
         ("of this set", of_set),
         *([("as stated", stated)] if stated else []),
@@ -281,7 +298,7 @@ def top_of_patient(
     Args:
         melanoma: bool [n], whether each image is melanoma.
         score: float [n], the probability of melanoma.
-        patient: The patient of each image [n], None where it is not known.
+        patient: What tells the patient of each image from all others [n], None where it is not known.
         group: int [n], which images belong together.
 
     Returns:

@@ -8,6 +8,9 @@ calibrates its probabilities, and `choose_thresholds` chooses on these, by the c
 - `urgent` is the lowest at which the stated specificity is reached, and never below `review`, see
   `choose_threshold_by_specificity`.
 
+Images whose label leaves open whether they are melanoma do not count. Where no image of the split is known as melanoma,
+both are chosen for what is malignant, on the same probability of melanoma, and say so.
+
 `melanoma.training.train` calls it; `melanoma.training.config.OperatingPoint` has the defaults (0.95, observed, 0.95);
 before the training a perfect model's threshold is chosen, so that a split that allows none is refused at once. Both go
 into the bundle's `bundle.json` under `thresholds`, `review` with the figures that it was chosen by. Evaluation, batch
@@ -15,20 +18,23 @@ scoring and serving compare with these two numbers, and nothing chooses them ane
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from melanoma import taxonomy
 from melanoma.evaluation.intervals import Bools, Estimate, lower_bound, proportion
+from melanoma.evaluation.predictions import side
 from melanoma.model import manifest
 
 Bound = Literal["observed", "lower"]
 
 
 def choose_thresholds(
-    melanoma: Bools,
+    labels: Sequence[str],
     p_melanoma: npt.NDArray[Any],
     group: npt.NDArray[Any],
     sensitivity: float,
@@ -38,7 +44,7 @@ def choose_thresholds(
     """Both alert thresholds of a model, as its bundle states them.
 
     Args:
-        melanoma: bool [n], the labels of the validation split.
+        labels: [n], of the validation split.
         p_melanoma: float [n], the calibrated probabilities of these images.
         group: [n], what belongs together (lesion, patient, near-duplicates).
         sensitivity: What `review` has to reach, over 0 and at most 1.
@@ -51,15 +57,26 @@ def choose_thresholds(
     Raises:
         ValueError: Where no threshold can be chosen, see `operating_point`.
     """
-    review = operating_point(melanoma, p_melanoma, group, sensitivity, bound)
-    urgent = choose_threshold_by_specificity(melanoma, p_melanoma, urgent_specificity)
+    melanoma = side(labels, taxonomy.melanoma_of)
+    of_melanoma = bool(melanoma.yes.any())
+    aim = melanoma if of_melanoma else side(labels, taxonomy.malignant_of)
+    if not aim.yes.any():
+        raise ValueError("there is no melanoma to choose a threshold on: use a validation split that has some")
+    positive, scores = aim.yes[aim.known], np.asarray(p_melanoma)[aim.known]
+    noun = "melanoma" if of_melanoma else "malignant image"
+    review = operating_point(positive, scores, np.asarray(group)[aim.known], sensitivity, bound, noun)
+    urgent = choose_threshold_by_specificity(positive, scores, urgent_specificity)
     reached = "the lower confidence bound of sensitivity" if bound == "lower" else "sensitivity"
+    what = "melanomas" if of_melanoma else "malignant, none of them known as melanoma"
+    figures = asdict(review)
+    if not of_melanoma:
+        figures |= {"n_melanoma": 0, "n_malignant": review.n_melanoma}
     return manifest.Thresholds(
         review=review.threshold,
         urgent=max(review.threshold, urgent),
-        chosen=f"on the validation split ({len(melanoma)} images, {int(melanoma.sum())} melanomas): "
+        chosen=f"on the validation split ({len(positive)} images, {int(positive.sum())} {what}): "
         f"review where {reached} reaches {sensitivity:.0%}, urgent at {urgent_specificity:.0%} specificity",
-        operating_point=manifest.OperatingPoint.model_validate(asdict(review)),
+        operating_point=manifest.OperatingPoint.model_validate(figures),
     )
 
 
@@ -141,6 +158,7 @@ def operating_point(
     group: npt.NDArray[Any],
     sensitivity: float,
     bound: Bound = "lower",
+    noun: str = "melanoma",
 ) -> OperatingPoint:
     """The highest threshold of ``p_melanoma >= threshold`` for a stated sensitivity, and its figures.
 
@@ -154,6 +172,7 @@ def operating_point(
             melanomas where a group holds several). With one melanoma a group the latter keeps its word although the
             threshold is chosen on the same images: it is a one-sided tolerance limit (Wilks 1941, "Determination of
             sample sizes for setting tolerance limits").
+        noun: What an error calls what is to be raised.
 
     Returns:
         The threshold, with what it gives on these images.
@@ -179,7 +198,7 @@ def operating_point(
                 break
             lowest_raised = score
         if lowest_raised is None:
-            raise ValueError(_too_few(sensitivity, len(of_melanoma), melanoma_group))
+            raise ValueError(_too_few(sensitivity, len(of_melanoma), melanoma_group, noun))
         # The threshold that raises just these melanomas, placed as always.
         threshold = choose_threshold(melanoma, p_melanoma, float((of_melanoma >= lowest_raised).mean()))
     raised = np.asarray(p_melanoma, dtype=np.float32) >= np.float32(threshold)
@@ -195,14 +214,14 @@ def operating_point(
     )
 
 
-def _too_few(sensitivity: float, n: int, group: npt.NDArray[Any]) -> str:
+def _too_few(sensitivity: float, n: int, group: npt.NDArray[Any], noun: str) -> str:
     best = lower_bound(np.ones(n, dtype=bool), group)
-    needed = "no number of melanomas is enough for 100%"
+    needed = f"no number of {noun}s is enough for 100%"
     if sensitivity < 1:
         least = math.ceil(math.log(0.05) / math.log(sensitivity) - 1e-9)
-        needed = f"it takes {least} melanomas, each of a group of its own, all of them raised"
+        needed = f"it takes {least} {noun}s, each of a group of its own, all of them raised"
     return (
-        f"the validation split has {n} melanoma{'' if n == 1 else 's'} of {len(np.unique(group))} groups: too few for "
+        f"the validation split has {n} {noun}{'' if n == 1 else 's'} of {len(np.unique(group))} groups: too few for "
         f"a lower bound of {sensitivity:.0%} on sensitivity ({needed}; raising all of these gives {best:.1%}). Use "
         "more validation images, a lower sensitivity, or the observed one"
     )

@@ -4,27 +4,68 @@ Its columns: `uri`, `image_id`, `group_id`, `label` (never null), `p_AK` ... `p_
 `threshold` (one value in all rows); where the urgent level is measured too, `alert_level`.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
+from melanoma import taxonomy
 from melanoma.evaluation.intervals import Bools, Floats, Ints
-from melanoma.taxonomy import CODES, MELANOMA, codes_of, merged_classes
+from melanoma.taxonomy import CODES, codes_of, merged_classes
 
 
-def is_melanoma(predictions: pd.DataFrame) -> Bools:
-    """bool [n]: whether the label is melanoma."""
-    return predictions["label"].to_numpy(dtype=object) == MELANOMA
+@dataclass(frozen=True)
+class Side:
+    """What the labels say of one question, such as whether an image is melanoma."""
+
+    yes: Bools  # [n]: the label says so
+    known: Bools  # [n]: the label says so or says not; a coarse one, such as "malignant" of melanoma, leaves it open
+
+    @property
+    def no(self) -> Bools:
+        return self.known & ~self.yes
+
+
+def side(labels: Sequence[str], of_label: Callable[[str], bool | None]) -> Side:
+    """What `labels` [n] say by a function such as `taxonomy.melanoma_of`."""
+    answers = {label: of_label(label) for label in set(labels)}
+    return Side(
+        yes=np.array([answers[label] is True for label in labels], dtype=bool),
+        known=np.array([answers[label] is not None for label in labels], dtype=bool),
+    )
+
+
+def melanoma_side(predictions: pd.DataFrame) -> Side:
+    """Which images are melanoma, and of which that is known."""
+    return side(predictions["label"].tolist(), taxonomy.melanoma_of)
+
+
+def malignant_side(predictions: pd.DataFrame) -> Side:
+    """Which images are malignant, and of which that is known: "AK|SCC" leaves it open."""
+    return side(predictions["label"].tolist(), taxonomy.malignant_of)
+
+
+def p_malignant(predictions: pd.DataFrame) -> Floats:
+    """float64 [n]: the probability of all that is malignant."""
+    return np.asarray(sum(floats(predictions, f"p_{code}") for code in taxonomy.MALIGNANT))
 
 
 def classes_of(predictions: pd.DataFrame) -> tuple[str, ...]:
-    """All classes of the taxonomy, joined as this table's labels join them, such as ``"AK|SCC"``."""
-    return merged_classes(predictions["label"].unique())
+    """All classes of the taxonomy, joined as this table's labels join them, such as ``"AK|SCC"``.
+
+    Labels that are coarser than a class, see `melanoma.taxonomy.is_class`, join nothing.
+    """
+    return merged_classes(label for label in predictions["label"].unique() if taxonomy.is_class(label))
 
 
 def true_class(predictions: pd.DataFrame, classes: tuple[str, ...]) -> Ints:
-    """int [n]: the index in `classes` (from `classes_of`) of each label."""
+    """int [n]: the index in `classes` (from `classes_of`) of each label; -1 where it names none."""
     index = {code: i for i, joined in enumerate(classes) for code in codes_of(joined)}
-    return np.array([index[codes_of(label)[0]] for label in predictions["label"]], dtype=np.intp)
+    of_label = {
+        label: index[codes_of(label)[0]] if taxonomy.is_class(label) else -1 for label in predictions["label"].unique()
+    }
+    return np.array([of_label[label] for label in predictions["label"]], dtype=np.intp)
 
 
 def class_probabilities(predictions: pd.DataFrame, classes: tuple[str, ...]) -> Floats:
@@ -45,15 +86,12 @@ def group_codes(predictions: pd.DataFrame) -> tuple[Ints, int]:
 
 
 def check_measurable(predictions: pd.DataFrame) -> None:
-    """Raises ValueError for an empty table, a label that leaves open whether it is melanoma, a probability or threshold
+    """Raises ValueError for an empty table, labels that say nothing that can be measured, a probability or threshold
     that is not finite, and several thresholds."""
     if predictions.empty:
         raise ValueError("there are no predictions to evaluate: check the split and the labels of the catalog")
-    for label in predictions["label"].unique():
-        if label != MELANOMA and MELANOMA in codes_of(label):
-            raise ValueError(
-                f"label {label!r} leaves open whether an image is melanoma: relabel these images or leave them out"
-            )
+    if unclear := unmeasurable(predictions["label"].unique()):
+        raise ValueError(unclear)
     columns = ["p_melanoma", "threshold", *(f"p_{code}" for code in CODES)]
     finite = np.isfinite(predictions[columns].to_numpy(dtype=np.float64))
     if not finite.all():
@@ -61,3 +99,17 @@ def check_measurable(predictions: pd.DataFrame) -> None:
         raise ValueError(f"{columns[column]} of image {predictions['image_id'].iloc[row]!r} is not a finite number")
     if predictions["threshold"].nunique() > 1:
         raise ValueError("the predictions have several thresholds: evaluate one operating point at a time")
+
+
+def unmeasurable(labels: Iterable[str]) -> str | None:
+    """Why nothing can be measured by these labels, or None where any of them says something."""
+    labels = sorted(set(labels))
+    if any(
+        taxonomy.is_class(label) or taxonomy.malignant_of(label) is not None or taxonomy.melanoma_of(label) is not None
+        for label in labels
+    ):
+        return None
+    return (
+        f"the labels ({', '.join(labels)}) leave open whether an image is melanoma, whether it is malignant and which "
+        "diagnosis it is: relabel these images"
+    )

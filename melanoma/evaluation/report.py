@@ -22,7 +22,7 @@ from melanoma.evaluation.figures import (
     training_curves_figure,
 )
 from melanoma.evaluation.metrics import Metrics
-from melanoma.evaluation.predictions import class_probabilities, group_codes, is_melanoma, true_class
+from melanoma.evaluation.predictions import class_probabilities, group_codes, melanoma_side, true_class
 from melanoma.evaluation.subgroups import UNKNOWN, ColumnCounts
 from melanoma.pages import templates
 from melanoma.taxonomy import CODES, MELANOMA, codes_of
@@ -93,21 +93,24 @@ def write_report(
 def _figures(predictions: pd.DataFrame, metrics: Metrics, details: Details) -> dict[str, bytes]:
     """The PNG of each figure by its name."""
     classes = tuple(metrics.classes)
-    probability = class_probabilities(predictions, classes)
-    right = probability.argmax(axis=1) == true_class(predictions, classes)
-    melanoma = is_melanoma(predictions)
+    truth = true_class(predictions, classes)
+    classed = truth >= 0
+    probability = class_probabilities(predictions, classes)[classed]
+    right = probability.argmax(axis=1) == truth[classed]
+    melanoma = melanoma_side(predictions)
     p_melanoma = predictions["p_melanoma"].to_numpy(dtype=np.float64)
     group, _ = group_codes(predictions)
-    figures: dict[str, Figure] = {
-        "confusion": confusion_figure(metrics),
-        "roc": roc_figure(predictions, metrics),
-        "reliability_melanoma": reliability_figure(
-            p_melanoma, melanoma, group, "probability of melanoma", "share that is melanoma"
-        ),
-        "reliability": reliability_figure(
-            probability.max(axis=1), right, group, "probability of the answer", "share of right answers"
-        ),
-    }
+    figures: dict[str, Figure] = {"roc": roc_figure(predictions, metrics)}
+    if classed.any():
+        figures["confusion"] = confusion_figure(metrics)
+        figures["reliability"] = reliability_figure(
+            probability.max(axis=1), right, group[classed], "probability of the answer", "share of right answers"
+        )
+    if melanoma.known.any():
+        known = melanoma.known
+        figures["reliability_melanoma"] = reliability_figure(
+            p_melanoma[known], melanoma.yes[known], group[known], "probability of melanoma", "share that is melanoma"
+        )
     if metrics.decision_curve:
         figures["decision_curve"] = decision_curve_figure(metrics.decision_curve)
     if metrics.subgroups:
@@ -144,7 +147,8 @@ def _html(
         sections=gallery.sections(predictions, metrics, pictures) if pictures is not None else [],
         melanoma_class=MELANOMA,
         few_groups=FEW_GROUPS,
-        n_melanoma_groups=predictions["group_id"][is_melanoma(predictions)].nunique(),
+        n_melanoma_groups=predictions["group_id"][melanoma_side(predictions).yes].nunique(),
+        left_out=wording.left_out(metrics.to_json()),
         **_measures(metrics),
         **_set(metrics),
         **_model(metrics, details),
@@ -189,6 +193,7 @@ def _model(metrics: Metrics, details: Details) -> dict[str, Any]:
         "thresholds": {name: value for name, value in details.thresholds.items() if not isinstance(value, Mapping)},
         "exhibit": _exhibit(metrics, details),
         "trained_labels": sorted(trained, key=lambda label: (CODES.index(codes_of(label)[0]), label)),
+        "training_gap": wording.training_gap(details.class_counts),
         "trained_images": sum(row["images"] for row in details.class_distribution or []),
         "training_pace": wording.training_pace([epoch for member in details.members for epoch in member["history"]]),
         "versions": {

@@ -11,12 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from melanoma import storage, taxonomy
-from melanoma.catalog import schema
+from melanoma import storage
+from melanoma.catalog import groups, schema
 from melanoma.catalog.seen import leak_warning
 from melanoma.errors import InputError, MelanomaError
 from melanoma.evaluation import stability, subgroups
@@ -25,15 +26,17 @@ from melanoma.evaluation.config import EvaluateConfig
 from melanoma.evaluation.gallery import select_pictures
 from melanoma.evaluation.metrics import Metrics, compute_metrics, top_of_patient
 from melanoma.evaluation.outlier_rates import outlier_rates
-from melanoma.evaluation.predictions import floats, group_codes, is_melanoma
+from melanoma.evaluation.predictions import floats, group_codes, melanoma_side, unmeasurable
 from melanoma.evaluation.report import Details, write_report
 from melanoma.imaging import load
 from melanoma.imaging.errors import ImageError
+from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.model.bundle import Bundle
 from melanoma.model.bundle import load as load_bundle
 from melanoma.model.predictor import Predictor
 from melanoma.version import program_version
 
+_READ_AT_ONCE = 8  # images
 _BATCH = 64
 _OTHERS = 2000  # files at most of each folder of pictures that are no dermoscopy
 _PICTURE_SIZE = 320  # pixels, the longer side of a picture in the report
@@ -87,21 +90,30 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: N
 
 
 def _rows(frame: pd.DataFrame, split: str, catalog: str, sources: Sequence[str] | None) -> pd.DataFrame:
-    rows, of_sources = schema.usable(frame, split), ""
+    there, of_sources = schema.usable(frame, "all"), ""
     if sources is not None:
         known = sorted(frame["source"].dropna().unique())
         for source in sources:
             if source not in known:
                 raise InputError(f"The catalog {catalog} has no source {source!r}; it has {', '.join(known)}.")
-        rows, of_sources = rows[rows["source"].isin(sources)], f" that are of {' or '.join(sources)}"
+        there, of_sources = there[there["source"].isin(sources)], f" that are of {' or '.join(sources)}"
+    rows = there if split == "all" else there[there["split"] == split]
     if rows.empty:
-        raise InputError(f"The catalog {catalog} has no usable images in the split {split!r}{of_sources}.")
-    for label in sorted(rows["label"].unique()):
-        if label != taxonomy.MELANOMA and taxonomy.MELANOMA in taxonomy.codes_of(label):
-            raise InputError(
-                f"The label {label!r} of {catalog} leaves open whether an image is melanoma: relabel these images."
-            )
+        raise InputError(
+            f"The catalog {catalog} has no usable images in the split {split!r}{of_sources}: {_splits_of(there)}."
+        )
+    if unclear := unmeasurable(rows["label"]):
+        raise InputError(f"The catalog {catalog} cannot be measured on: {unclear}.")
     return rows
+
+
+def _splits_of(there: pd.DataFrame) -> str:
+    """How many usable images are in which split, and what to ask for."""
+    if there.empty:
+        return "there is none that has a label and can be read in any split"
+    counts = there["split"].fillna("no split").value_counts()
+    in_words = ", ".join(f"{n:,} in {split}" for split, n in counts.items())
+    return f"there are {in_words}; --split all measures all of them"
 
 
 def evaluate_frame(
@@ -170,10 +182,11 @@ def _measure(
     predictions: pd.DataFrame, rows: pd.DataFrame, columns: Sequence[str], seed: int, prevalence: float | None
 ) -> Metrics:
     """The figures of all images, and of the subgroups by `columns` of the catalog's `rows`."""
-    melanoma, (group, _) = is_melanoma(predictions), group_codes(predictions)
+    melanoma, (group, _) = melanoma_side(predictions).yes, group_codes(predictions)
+    patient = groups.number_keys(rows, "patient_id")
     return dataclasses.replace(
         compute_metrics(predictions, seed=seed, prevalence=prevalence),
-        top_of_patient=top_of_patient(melanoma, floats(predictions, "p_melanoma"), rows["patient_id"], group),
+        top_of_patient=top_of_patient(melanoma, floats(predictions, "p_melanoma"), patient, group),
         counts=[
             subgroups.counts(predictions, column, rows[column].tolist())
             for column in ("label", *subgroups.DEFAULT_COLUMNS)
@@ -262,9 +275,12 @@ def _predictions(predictor: Predictor, rows: pd.DataFrame, kept: npt.NDArray[np.
     size = predictor.bundle.input_size
     columns: dict[str, list[Any]] = {}
     wanted, pixels_kept = set(kept.tolist()), []
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with (
+        IsolatedDecoder(processes=min(_READ_AT_ONCE, joblib.cpu_count())) as decoder,
+        ThreadPoolExecutor(_READ_AT_ONCE) as pool,
+    ):
         for batch in _batches(enumerate(rows["uri"])):
-            pixels = np.stack(list(pool.map(lambda place: _fetch_and_decode(place[1], size), batch)))
+            pixels = np.stack(list(pool.map(lambda place: _fetch_and_decode(decoder, place[1], size), batch)))
             for name, values in predictor.predict(pixels).items():
                 columns.setdefault(name, []).extend(values)
             pixels_kept.append(pixels[[place in wanted for place, _ in batch]])
@@ -274,9 +290,10 @@ def _predictions(predictor: Predictor, rows: pd.DataFrame, kept: npt.NDArray[np.
     return predictions, np.concatenate(pixels_kept)
 
 
-def _fetch_and_decode(uri: str, size: int) -> Pixels:
+def _fetch_and_decode(decoder: IsolatedDecoder, uri: str, size: int) -> Pixels:
     try:
-        return load.pixels(uri, size)
+        (frame,) = decoder.frames(load.fetch(uri), size)
+        return frame.pixels
     except ImageError as error:
         raise MelanomaError(f"The image {uri} of the catalog cannot be read: {error} Make the catalog anew.") from None
 
@@ -287,8 +304,9 @@ def _pictures_of(folder: str, size: int, seed: int, say: Callable[[str], None]) 
     try:
         files = [file.uri for file in storage.list_objects(folder) if not file.uri.endswith("/")]
         drawn = np.sort(np.random.default_rng(seed).permutation(len(files))[:_OTHERS])
-        for uri in (files[place] for place in drawn):
-            pictures += [frame.pixels for frame in load.load(load.fetch(uri), size).frames]
+        with IsolatedDecoder() as decoder:
+            for uri in (files[place] for place in drawn):
+                pictures += [frame.pixels for frame in decoder.load(load.fetch(uri), size).frames]
     except (OSError, ImageError) as error:
         raise InputError(f"The pictures that are no dermoscopy cannot be read: {error}") from None
     if not pictures:

@@ -25,7 +25,7 @@ from melanoma.evaluation.intervals import (
     percentile_interval,
     proportion,
 )
-from melanoma.evaluation.predictions import class_probabilities, classes_of, group_codes, is_melanoma
+from melanoma.evaluation.predictions import class_probabilities, classes_of, group_codes, melanoma_side
 from melanoma.model.predictor import Predictor
 from melanoma.taxonomy import CODES
 
@@ -138,7 +138,7 @@ def stability(
     Returns:
         How often the diagnosis and the alert flip under each change, with intervals.
     """
-    melanoma = is_melanoma(predictions)
+    melanoma = melanoma_side(predictions).yes
     group, n_groups = group_codes(predictions)
     classes = classes_of(predictions)
     threshold = predictions["threshold"].to_numpy(dtype=np.float64)

@@ -1,7 +1,7 @@
 """Figures apart by what is known of the images and the patients."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from melanoma.evaluation.intervals import (
     RESAMPLES,
+    UNDEFINED,
     Bools,
     Estimate,
     Floats,
@@ -18,7 +19,7 @@ from melanoma.evaluation.intervals import (
     percentile_interval,
     proportion,
 )
-from melanoma.evaluation.predictions import floats, group_codes, is_melanoma
+from melanoma.evaluation.predictions import Side, floats, group_codes, malignant_side, melanoma_side, p_malignant
 from melanoma.evaluation.roc import area_under_roc, roc_of_sorted, tie_ends
 from melanoma.evaluation.weighted_figures import groups_of_each_side
 
@@ -35,18 +36,22 @@ class GroupCount:
     value: str
     n: int
     n_melanoma: int
+    n_melanoma_unknown: int  # images whose label leaves open whether they are melanoma
+    n_malignant: int
     n_groups: int
 
 
 @dataclass(frozen=True)
 class GroupFigures(GroupCount):
-    """The figures of the images that have one value of a column."""
+    """The figures of the images that have one value of a column, each of the images whose labels answer its question,
+    see `melanoma.evaluation.metrics.Metrics`."""
 
     sensitivity: Estimate  # at the frozen threshold, as is specificity
     specificity: Estimate
     melanoma_auc: Estimate
-    mean_p_melanoma: float  # a calibrated model has it within the interval of `share_of_melanoma`
+    mean_p_melanoma: float | None  # a calibrated model has it within the interval of `share_of_melanoma`
     share_of_melanoma: Estimate
+    malignant_auc: Estimate  # what is malignant against the rest
 
 
 @dataclass(frozen=True)
@@ -91,47 +96,55 @@ def subgroups(
 
 
 def _figures(predictions: pd.DataFrame, name: str, chosen: Bools, seed: int, resamples: int) -> GroupFigures:
-    melanoma, score = is_melanoma(predictions), floats(predictions, "p_melanoma")
+    predictions = predictions[chosen]
+    melanoma, score = melanoma_side(predictions), floats(predictions, "p_melanoma")
     raised = score >= floats(predictions, "threshold")
     group, _ = group_codes(predictions)
-    rows = np.flatnonzero(chosen)
+    known = melanoma.known
+    return GroupFigures(
+        **asdict(_count(name, predictions)),
+        sensitivity=proportion(raised[melanoma.yes], group[melanoma.yes]),
+        specificity=proportion(~raised[melanoma.no], group[melanoma.no]),
+        melanoma_auc=_auc(melanoma, score, group, seed, resamples),
+        mean_p_melanoma=float(score[known].mean()) if known.any() else None,
+        share_of_melanoma=proportion(melanoma.yes[known], group[known]),
+        malignant_auc=_auc(malignant_side(predictions), p_malignant(predictions), group, seed, resamples),
+    )
+
+
+def _auc(side: Side, score: Floats, group: Ints, seed: int, resamples: int) -> Estimate:
+    """The area under the ROC curve of the images whose side is known."""
+    rows = np.flatnonzero(side.known)
     rows = rows[np.argsort(-score[rows], kind="stable")]
-    ill, ends = melanoma[rows], tie_ends(score[rows])
+    if not len(rows):
+        return UNDEFINED
+    positive, ends = side.yes[rows], tie_ends(score[rows])
 
     def area(weight: Floats) -> Floats:
-        return np.array([area_under_roc(*roc_of_sorted(ill, ends, weight))])
+        return np.array([area_under_roc(*roc_of_sorted(positive, ends, weight))])
 
-    smaller_side = groups_of_each_side(ill, group[rows])
+    smaller_side = groups_of_each_side(side, group)
     value = float(area(np.ones(len(rows)))[0])
     draws = bootstrap(area, group[rows], seed, resamples)[:, 0] if smaller_side > 1 else np.empty(0)
-    count = _count(name, chosen, melanoma, group)
-    return GroupFigures(
-        value=count.value,
-        n=count.n,
-        n_melanoma=count.n_melanoma,
-        n_groups=count.n_groups,
-        sensitivity=proportion(raised[rows][ill], group[rows][ill]),
-        specificity=proportion(~raised[rows][~ill], group[rows][~ill]),
-        melanoma_auc=percentile_interval(value, draws, smaller_side),
-        mean_p_melanoma=float(score[rows].mean()),
-        share_of_melanoma=proportion(ill, group[rows]),
-    )
+    return percentile_interval(value, draws, smaller_side)
 
 
 def counts(predictions: pd.DataFrame, column: str, values: Sequence[Any]) -> ColumnCounts:
     """How many images, melanomas and groups have each of the `values` [n] of a `column`, as `subgroups` groups them."""
     names, in_order = binned(column, values)
-    melanoma, (group, _) = is_melanoma(predictions), group_codes(predictions)
     name_of_image = np.array(names, dtype=object)
-    return ColumnCounts(column, [_count(name, name_of_image == name, melanoma, group) for name in in_order])
+    return ColumnCounts(column, [_count(name, predictions[name_of_image == name]) for name in in_order])
 
 
-def _count(name: str, chosen: Bools, melanoma: Bools, group: Ints) -> GroupCount:
+def _count(name: str, predictions: pd.DataFrame) -> GroupCount:
+    melanoma = melanoma_side(predictions)
     return GroupCount(
         value=name,
-        n=int(chosen.sum()),
-        n_melanoma=int((chosen & melanoma).sum()),
-        n_groups=len(np.unique(group[chosen])),
+        n=len(predictions),
+        n_melanoma=int(melanoma.yes.sum()),
+        n_melanoma_unknown=int((~melanoma.known).sum()),
+        n_malignant=int(malignant_side(predictions).yes.sum()),
+        n_groups=predictions["group_id"].nunique(),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from melanoma.evaluation.decision import JOINT
 from melanoma.evaluation.intervals import BOOTSTRAP, EXACT, EXACT_CLUSTERED, Estimate
 from melanoma.evaluation.metrics import Metrics
+from melanoma.taxonomy import MELANOMA
 
 # What the report and the model card (melanoma.evaluation.card) both say.
 INTENDED_USE = (
@@ -37,13 +38,26 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "melanoma_pauc": (
         "Partial area above 80% sensitivity",
-        "as in the ISIC 2024 challenge: at most 0.2; 0.02 is a random order",
+        "the figure of the ISIC 2024 challenge, of melanoma: at most 0.2; 0.02 is a random order",
     ),
     "specificity_at_95_sensitivity": (
         "Specificity at 95% sensitivity",
         "read off this set's ROC curve: optimistic, and not the frozen operating point",
     ),
     "sensitivity_at_95_specificity": ("Sensitivity at 95% specificity", "read off this set's ROC curve, as well"),
+    "malignant_sensitivity": (
+        "Malignant images raised",
+        "melanomas, basal and squamous cell carcinomas with a melanoma probability at or above the frozen threshold",
+    ),
+    "malignant_specificity": ("Benign images not raised", "images of no such cancer below the frozen threshold"),
+    "malignant_auc": (
+        "Area under the ROC curve, malignant",
+        "malignant against the rest, by the probability of all that is malignant; 0.5 is a random order",
+    ),
+    "malignant_pauc": (
+        "Partial area above 80% sensitivity, malignant",
+        "as in the ISIC 2024 challenge, whose labels are malignant or not: at most 0.2; 0.02 is a random order",
+    ),
     "accuracy": ("Accuracy", "images whose most probable class is the true one"),
     "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes that have images in this set"),
     "ece": (
@@ -68,6 +82,8 @@ PERCENTAGES = (
     "specificity",
     "specificity_at_95_sensitivity",
     "sensitivity_at_95_specificity",
+    "malignant_sensitivity",
+    "malignant_specificity",
     "accuracy",
     "balanced_accuracy",
 )
@@ -105,36 +121,102 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
+def left_out(metrics: Mapping[str, Any]) -> list[str]:
+    """A sentence for each question that labels of a set leave open, from the counts of its metrics.json.
+
+    None for a metrics.json of an earlier version, which has no such labels.
+    """
+    sentences = []
+    if unknown := metrics.get("n_melanoma_unknown", 0):
+        cannot = "" if metrics["n_melanoma"] else ", so melanoma cannot be measured, only what is malignant"
+        sentences.append(
+            f"{_of_images(unknown)} whether {_they(unknown)} melanoma: left out of the figures of melanoma{cannot}."
+        )
+    if unknown := metrics.get("n_malignant_unknown", 0):
+        sentences.append(
+            f"{_of_images(unknown)} whether {_they(unknown)} malignant: left out of the figures of what is malignant."
+        )
+    if unknown := metrics.get("n_class_unknown", 0):
+        sentences.append(
+            f"{_of_images(unknown)} which diagnosis {_they(unknown)}: left out of accuracy, recall and the confusion "
+            "matrix."
+        )
+    return sentences
+
+
+def _of_images(n: int) -> str:
+    return f"The label{'' if n == 1 else 's'} of {n:,} image{' leaves' if n == 1 else 's leave'} open"
+
+
+def _they(n: int) -> str:
+    return "it is" if n == 1 else "they are"
+
+
 def headlines(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """Title, figure and sentence of the most important results."""
-    n, n_melanoma = metrics.n, metrics.n_melanoma
-    n_other = n - n_melanoma
-    sensitivity, specificity, auc = metrics.sensitivity, metrics.specificity, metrics.melanoma_auc
-    balanced, accuracy = metrics.balanced_accuracy, metrics.accuracy
-    of_melanomas = "This set has no melanoma: sensitivity cannot be measured."
-    if n_melanoma:
-        of_melanomas = f"{_hits(sensitivity, n_melanoma, 'melanoma')} raised ({_with_interval(sensitivity)})."
+    """Title, figure and sentence of the most important results; of what is malignant only where labels need it."""
+    unknown = metrics.n_melanoma_unknown
+    n_other = metrics.n - metrics.n_melanoma - unknown
+    of_melanomas = "No image of this set is known as melanoma" if unknown else "This set has no melanoma"
+    of_melanomas += ": sensitivity cannot be measured."
+    if metrics.n_melanoma:
+        of_melanomas = _raised(metrics.sensitivity, metrics.n_melanoma, "melanoma")
     of_others = "This set has nothing but melanoma: specificity cannot be measured."
     if n_other:
-        hits = _hits(specificity, n_other, "image", " without melanoma")
-        of_others = f"{hits} not raised ({_with_interval(specificity)})."
-    of_pairs = "Ranking takes melanomas and other images: it cannot be measured on this set."
-    if auc.value is not None:
-        of_pairs = (
-            "A melanoma has a higher probability than another image, both drawn at random, in "
-            f"{percent(auc.value)} of cases ({_interval(auc)}); 50% would be chance."
-        )
-    of_classes = (
+        of_others = _raised(metrics.specificity, n_other, "image", " without melanoma", raised="not raised")
+    found = [
+        ("Melanomas raised (sensitivity)", _figure(metrics.sensitivity), of_melanomas),
+        ("Others left alone (specificity)", _figure(metrics.specificity), of_others),
+        ("Ranking of melanoma (AUC)", *_ranking("melanoma", metrics.melanoma_auc)),
+    ]
+    if unknown:
+        found += _malignant_headlines(metrics)
+    return [*found, ("Right class (balanced accuracy)", _figure(metrics.balanced_accuracy), _of_classes(metrics))]
+
+
+def _malignant_headlines(metrics: Metrics) -> list[tuple[str, str, str]]:
+    n_benign = metrics.n - metrics.n_malignant - metrics.n_malignant_unknown
+    of_malignant = "No image of this set is known as malignant."
+    if metrics.n_malignant:
+        of_malignant = _raised(metrics.malignant_sensitivity, metrics.n_malignant, "malignant image")
+    of_benign = "No image of this set is known as benign."
+    if n_benign:
+        of_benign = _raised(metrics.malignant_specificity, n_benign, "benign image", raised="not raised")
+    return [
+        ("Malignant images raised", _figure(metrics.malignant_sensitivity), of_malignant),
+        ("Benign images left alone", _figure(metrics.malignant_specificity), of_benign),
+        ("Ranking of what is malignant (AUC)", *_ranking("malignant image", metrics.malignant_auc)),
+    ]
+
+
+def _ranking(noun: str, auc: Estimate) -> tuple[str, str]:
+    """The figure and its sentence."""
+    if auc.value is None:
+        return "-", f"Ranking takes {noun}s and other images: it cannot be measured on this set."
+    return f"{auc.value:.2f}", (
+        f"A {noun} has a higher probability than another image, both drawn at random, in {percent(auc.value)} of cases "
+        f"({_interval(auc)}); 50% would be chance."
+    )
+
+
+def _of_classes(metrics: Metrics) -> str:
+    if metrics.majority_class_accuracy is None:
+        return "No label of this set names a diagnosis: whether the class is right cannot be measured."
+    balanced, accuracy, n = metrics.balanced_accuracy, metrics.accuracy, metrics.n - metrics.n_class_unknown
+    return (
         f"Mean recall of the classes with images ({_with_interval(balanced)}). {_hits(accuracy, n, 'image')} given the "
         f"right class ({_with_interval(accuracy)}); always naming the commonest class would be right for "
         f"{percent(metrics.majority_class_accuracy)}."
     )
-    return [
-        ("Melanomas raised (sensitivity)", _figure(sensitivity), of_melanomas),
-        ("Others left alone (specificity)", _figure(specificity), of_others),
-        ("Ranking of melanoma (AUC)", "-" if auc.value is None else f"{auc.value:.2f}", of_pairs),
-        ("Right class (balanced accuracy)", _figure(balanced), of_classes),
-    ]
+
+
+def training_gap(class_counts: Mapping[str, Mapping[str, int]]) -> str:
+    """What a model cannot have learned from the images that it was trained on, by split and label; "" for nothing."""
+    if MELANOMA in class_counts.get("train", {MELANOMA: 0}):
+        return ""
+    return (
+        "No training image is known as melanoma: the model has learned what is malignant, and which share of that it "
+        "calls melanoma is left to chance."
+    )
 
 
 def training_pace(history: list[Mapping[str, Any]]) -> str:
@@ -160,6 +242,10 @@ def _interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return "no interval: too few groups"
     return f"95% interval {percent(estimate.low)} to {percent(estimate.high)}"
+
+
+def _raised(share: Estimate, n: int, noun: str, which: str = "", raised: str = "raised") -> str:
+    return f"{_hits(share, n, noun, which)} {raised} ({_with_interval(share)})."
 
 
 def _hits(estimate: Estimate, n: int, noun: str, which: str = "") -> str:

@@ -8,8 +8,8 @@ and a sentence. Everything here is safe to call from several threads. Whoever ha
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
@@ -18,15 +18,18 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from melanoma.imaging import jpeg, kinds, tiff
-from melanoma.imaging.errors import ImageError, damaged, too_large, unsupported
+from melanoma.imaging import jpeg, kinds, png, samples, tiff
+from melanoma.imaging.errors import ImageError, blank, damaged, too_large, unsupported
 from melanoma.imaging.header import NO_HEADER, Header
 from melanoma.imaging.limits import DEFAULT_LIMITS, Limits
+
+if TYPE_CHECKING:
+    from melanoma.imaging import dicom
 
 PREPROCESSING = "squash-1"
 """Stands in every bundle. Any change of the pixels that `decode` returns is a new version."""
 
-READS = 2
+READS = 3
 """Raised with what can be read at all: what an earlier version could not read is then tried again."""
 
 # Pillow warns of odd EXIF and TIFF tags. They are no concern of ours, and `catch_warnings` is not safe in threads.
@@ -42,14 +45,15 @@ class Decoded:
     height: int
     format: str  # "JPEG", "PNG", "TIFF", "WEBP", "BMP" or "DICOM"
     header: Header = NO_HEADER  # what a DICOM file says of its picture; of others nothing is known
+    frame: int | None = None  # counted from 1, of a DICOM file that has several
 
 
 def decode(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> Decoded:
     """The whole frame of an image file, squashed to a square of `size` pixels a side.
 
-    The aspect ratio is not kept, so that no part of a lesion is cut away. Alpha is laid over white, EXIF orientation is
-    applied, ICC profiles are ignored, 16-bit samples keep their upper eight bits. The first picture of a phone's
-    multi-picture JPEG (MPO) counts.
+    The aspect ratio is not kept, so that no part of a lesion is cut away. Alpha is laid over white, unless it hides all
+    there is; EXIF orientation is applied, ICC profiles are ignored, 16-bit samples keep their upper eight bits. The
+    first picture of a phone's multi-picture JPEG (MPO) counts. A picture of one flat colour is an error.
 
     Raises `ImageError` only, whatever the bytes.
     """
@@ -58,8 +62,8 @@ def decode(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> Decoded:
 
 
 def decode_frames(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> list[Decoded]:
-    """As `decode`, of every frame of a DICOM file; any other file has one. The limit of pixels is that of all frames
-    together."""
+    """As `decode`, of every frame of a DICOM file but those of one flat colour; any other file has one. The limit of
+    pixels is that of all frames together."""
     return _squashed(data, size, limits, "all")
 
 
@@ -106,23 +110,29 @@ class _Picture:
     image: Image.Image  # upright RGB, in the size that was wanted
     width: int  # of the upright original
     height: int
+    is_blank: bool  # of one flat colour
+    frame: int | None = None  # see `Decoded`
 
 
 def _squashed(data: bytes, size: int, limits: Limits, frames: _Frames) -> list[Decoded]:
     if size < 1:
         raise ValueError(f"size is {size}: it must be at least 1.")
     pictures, name, header = _read(data, limits, lambda width, height: (size, size), frames)
-    return [Decoded(np.array(p.image), p.width, p.height, name, header) for p in pictures]
+    return [Decoded(np.array(p.image), p.width, p.height, name, header, p.frame) for p in pictures]
 
 
 def _read(data: bytes, limits: Limits, fit: _Fit, frames: _Frames) -> tuple[list[_Picture], str, Header]:
     """The pictures in the size that `fit` wants, the format, and what is known of them."""
     limits.check_bytes(data)
     if kinds.is_dicom(data):
-        pictures, header = _read_dicom(data, limits, fit, frames)
-        return pictures, "DICOM", header
-    name = kinds.identify(data)
-    return [_rendered(data, name, limits, fit)], name, NO_HEADER
+        (pictures, header), name = _read_dicom(data, limits, fit, frames), "DICOM"
+    else:
+        name = kinds.identify(data)
+        pictures, header = [_rendered(data, name, limits, fit)], NO_HEADER
+    pictures = [picture for picture in pictures if not picture.is_blank]
+    if not pictures:
+        raise blank()
+    return pictures, name, header
 
 
 def _read_dicom(data: bytes, limits: Limits, fit: _Fit, frames: _Frames) -> tuple[list[_Picture], Header]:
@@ -135,20 +145,23 @@ def _read_dicom(data: bytes, limits: Limits, fit: _Fit, frames: _Frames) -> tupl
     dicom.check_size(dataset, limits)
     pictures = []
     for index in range(number) if frames == "all" else [0 if frames == "only" else frames - 1]:
-        frame = dicom.frame(dataset, index)
-        if isinstance(frame, np.ndarray):
-            height, width = frame.shape[:2]
-            image = Image.fromarray(frame).resize(fit(width, height), Image.Resampling.BILINEAR)
-            pictures.append(_Picture(image, width, height))
-        else:
-            # DICOM says itself how a picture lies, and its decoders do not look for EXIF in a frame.
-            picture = _rendered(frame.data, "JPEG", limits, fit, frame.is_rgb, is_upright=True)
-            image = ImageOps.invert(picture.image) if frame.is_negative else picture.image
-            pictures.append(_Picture(image, picture.width, picture.height))
+        picture = _dicom_frame(dicom.frame(dataset, index), limits, fit)
+        pictures.append(picture if number == 1 else replace(picture, frame=index + 1))
         # A JPEG may be larger than the header says.
         if sum(p.width * p.height for p in pictures) > limits.max_pixels:
             raise too_large(f"The picture has more than {limits.max_pixels:,} pixels in all its frames, the limit")
     return pictures, dicom.header(dataset)
+
+
+def _dicom_frame(frame: "np.ndarray | dicom.Jpeg", limits: Limits, fit: _Fit) -> _Picture:
+    """The picture of what `dicom.frame` gives."""
+    if isinstance(frame, np.ndarray):
+        height, width = frame.shape[:2]
+        image, is_blank = samples.seen(Image.fromarray(frame), fit(width, height))
+        return _Picture(image, width, height, is_blank)
+    # DICOM says itself how a picture lies, and its decoders do not look for EXIF in a frame.
+    picture = _rendered(frame.data, "JPEG", limits, fit, frame.is_rgb, is_upright=True)
+    return replace(picture, image=ImageOps.invert(picture.image)) if frame.is_negative else picture
 
 
 def _rendered(
@@ -163,7 +176,15 @@ def _rendered(
         raise too_large(f"The picture has more than {limits.max_pixels:,} pixels, the limit") from error
     # Pillow raises nearly anything on damaged files: OSError, SyntaxError, struct.error, MemoryError, AssertionError.
     except Exception as error:
-        raise damaged(name) from error
+        # Nobody uses what it may have stumbled over: profiles, comments, texts, private tags.
+        is_read_again = name in _WITHOUT_EXTRAS and not isinstance(error, MemoryError)
+        bare = _WITHOUT_EXTRAS[name](data) if is_read_again else None
+        if bare is None:
+            raise damaged(name) from error
+    return _rendered(bare, name, limits, fit, is_rgb, is_upright)
+
+
+_WITHOUT_EXTRAS = {"JPEG": jpeg.without_extras, "PNG": png.without_extras, "TIFF": tiff.without_extras}
 
 
 def _render(data: bytes, name: str, limits: Limits, fit: _Fit, is_rgb: bool, is_upright: bool) -> _Picture:
@@ -191,6 +212,7 @@ def _render(data: bytes, name: str, limits: Limits, fit: _Fit, is_rgb: bool, is_
     wanted = fit(width, height)
     is_rgb = is_rgb and image.mode == "RGB" and not {"adobe", "jfif"} & image.info.keys()
     is_rgb = is_rgb and not jpeg.is_subsampled(image)
+    is_deep = image.mode == "RGB" and ";16" in str(image.tile)
     # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, never below what is wanted. `box` is the part of the scaled
     # picture that the original covers: odd sizes leave a fraction of a pixel over.
     drafted = image.draft("YCbCr" if is_rgb else None, wanted)
@@ -202,15 +224,15 @@ def _render(data: bytes, name: str, limits: Limits, fit: _Fit, is_rgb: bool, is_
         width, height = image.size  # turned upright by load()
         wanted = fit(width, height)
 
-    # BILINEAR with Pillow's support scaling is a triangle filter over all source pixels: no aliasing, none of the
-    # ringing that BICUBIC and LANCZOS leave at hairs and at the dark rim, and the same filter as the antialiased
-    # bilinear resize of TensorFlow and torchvision. Integer arithmetic: the same pixels on every machine.
     straight = Image.merge("RGB", image.split()) if is_rgb else _straight(image)
-    picture = _over_white(straight.resize(wanted, Image.Resampling.BILINEAR, box))
+    picture, is_blank = samples.seen(straight, wanted, box)
+    if is_deep and samples.brightest(picture) < 16:
+        # Pillow keeps the upper eight bits, and nothing is left of the others.
+        raise unsupported(f"This {name} of 16-bit colours uses only their lower 12 bits or fewer")
     orientation = 1 if is_upright else _orientation(image)
     if orientation in _UPRIGHT:
         picture = picture.transpose(_UPRIGHT[orientation])
-    return _Picture(picture, height, width) if orientation >= 5 else _Picture(picture, width, height)
+    return _Picture(picture, *((height, width) if orientation >= 5 else (width, height)), is_blank)
 
 
 def _open(data: bytes, name: str) -> ImageFile.ImageFile:
@@ -242,15 +264,9 @@ def _straight(image: Image.Image) -> Image.Image:
     """As L, RGB or RGBA: what can be resized without mixing what must not be mixed (palette indices, inks)."""
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return Image.fromarray(samples.eight_bits(np.asarray(image), 16))
     mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode else image.convert(mode)  # convert() copies even where nothing changes
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 _UPRIGHT = {

@@ -14,16 +14,21 @@ Character Set, which says how text is encoded. All others are skipped unread.
   the length of uncompressed YBR_FULL_422 (whole RGB pixels are RGB); the three
   palettes (Red, Green and Blue Palette Color Lookup Table Descriptor and Data) with PALETTE COLOR;
 - how grey becomes brightness: Window Center, Window Width and VOI LUT Function, with Rescale Slope and Intercept, and
-  where there is no window, the stored bits. MONOCHROME1 is a negative. Compressed as JPEG, grey has no window.
+  where there is no window, or one that shows nothing, the stored bits. MONOCHROME1 is a negative. Compressed as JPEG,
+  grey has no window.
+
+Numbers that are missing, empty or cannot be understood kill no picture that can be read without them: samples lie pixel
+by pixel, are unsigned and fill their bytes, and grey is not rescaled.
 
 No element turns, crops or stretches a picture, and EXIF within a frame is not asked. ICC profiles, overlays, lookup
 tables of grey and the pixel aspect ratio change nothing.
 
 *What the scores say* (`Header`; `melanoma.privacy` makes pseudonyms of the first two):
 
-- `patient_id`: Patient ID; `study_uid`: Study Instance UID;
+- `patient_id`: Patient ID, unless it is a placeholder such as ANONYMOUS; `study_uid`: Study Instance UID;
 - `body_site`: the meaning of the code in Anatomic Region Sequence, else Body Part Examined;
-- `acquired_at`: Acquisition DateTime, else Acquisition, Content or Study Date and Time, with Timezone Offset From UTC.
+- `acquired_at`: Acquisition DateTime, else Acquisition, Content or Study Date and Time, with Timezone Offset From UTC;
+  the first that is a date (`melanoma.imaging.times`).
 
 A catalog takes `patient_id` and, as `anatomic_site`, `body_site`. None of them reaches the network, and no reason of a
 reject repeats a word of a header.
@@ -39,27 +44,31 @@ data), and as hostile as any bytes: what is inflated, and what a decoder may be 
 most 20,000 items, 200,000 reads, 8 KB an element, 128 KB a palette, 256 frames.
 """
 
-import datetime
 import io
 import itertools
 import logging
+import math
 import struct
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 import pydicom
-from pydicom import uid, valuerep
-from pydicom.datadict import keyword_for_tag
+from pydicom import uid
+from pydicom.datadict import dictionary_description, keyword_for_tag
 from pydicom.encaps import get_frame
 from pydicom.filereader import _read_file_meta_info, read_partial, read_preamble
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder
+from pydicom.pixels import apply_color_lut, apply_windowing, get_decoder
 from pydicom.tag import BaseTag, Tag
 
+from melanoma.imaging import times
 from melanoma.imaging.errors import ImageError, damaged_dicom, refused_dicom, too_large, too_many_frames
 from melanoma.imaging.header import Header
 from melanoma.imaging.limits import Limits
+from melanoma.imaging.samples import FLAT, eight_bits
+from melanoma.taxonomy import placeholders
 
 # What pydicom would say of a dirty header is no concern of ours, and `catch_warnings` is not safe in threads.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -84,7 +93,8 @@ _MOST_READS = 200_000
 _LONGEST = 8192  # bytes of an element that is read
 _LONGEST_TABLE = 2 * 65_536
 _UNDEFINED = 0xFFFFFFFF
-_MOST_CHARACTERS = 256  # of what is taken from a header
+_MOST_CHARACTERS = 256  # of what is taken from a header: what is longer is no name, and half of it another one
+_AROUND = " \0\t\r\n\"'"  # what exports leave around values
 _MOST_FRAMES = 256
 _HEADER = (
     *("PatientID", "StudyInstanceUID", "BodyPartExamined", "AnatomicRegionSequence"),
@@ -106,8 +116,7 @@ _TABLES = frozenset(tag for tag in _WANTED if "LookupTableData" in keyword_for_t
 
 
 # When a picture was taken, the surest first: DICOM PS3.3 C.7.6.1 and C.12.1.
-_TIMES = (
-    ("AcquisitionDateTime", ""),
+_DATES_AND_TIMES = (
     ("AcquisitionDate", "AcquisitionTime"),
     ("ContentDate", "ContentTime"),
     ("StudyDate", "StudyTime"),
@@ -185,7 +194,7 @@ def is_recognizable(data: bytes) -> bool:
 def header(dataset: pydicom.Dataset) -> Header:
     """Never raises: a header that cannot be understood says nothing."""
     return Header(
-        patient_id=_text(dataset, "PatientID"),
+        patient_id=placeholders.known(_text(dataset, "PatientID")),
         study_uid=_text(dataset, "StudyInstanceUID"),
         body_site=_body_site(dataset) or _text(dataset, "BodyPartExamined"),
         acquired_at=_acquired_at(dataset),
@@ -199,7 +208,37 @@ def _text(dataset: pydicom.Dataset, name: str) -> str | None:
         value = dataset.get(name)
     except Exception:  # a value that its own representation forbids
         return None
-    return None if value is None else str(value)[:_MOST_CHARACTERS].strip(" \0\t\r\n\"'") or None
+    if value is None:
+        return None
+    # Escape sequences and their like would reach terminals, tables and pages.
+    text = "".join(c if c.isprintable() else " " if c.isspace() else "" for c in str(value).strip(_AROUND))
+    return text.strip(_AROUND) or None if len(text) <= _MOST_CHARACTERS else None
+
+
+def _number(dataset: pydicom.Dataset, name: str) -> float | None:
+    """The first value of an element; None where it is no number."""
+    try:
+        value = dataset.get(name)
+    except Exception:  # as in `_text`
+        value = dataset.get_item(name).value
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace").split("\\")
+    first = next(iter(value), None) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    try:
+        number = float(str(first).strip(_AROUND))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole_number(dataset: pydicom.Dataset, name: str, default: int | None = None) -> int:
+    """Raises ImageError where an element that has no default holds no whole number."""
+    number = _number(dataset, name)
+    if number is not None and number == int(number) and number >= 0:
+        return int(number)
+    if default is None:
+        _refuse(f"does not say its {dictionary_description(name)}")
+    return default
 
 
 def _body_site(dataset: pydicom.Dataset) -> str | None:
@@ -210,18 +249,12 @@ def _body_site(dataset: pydicom.Dataset) -> str | None:
 
 
 def _acquired_at(dataset: pydicom.Dataset) -> str | None:
-    for date, time in _TIMES:
-        digits = f"{_text(dataset, date) or ''}{_text(dataset, time) or '' if time else ''}"
-        try:
-            if taken := valuerep.DT(digits):
-                zone = _text(dataset, "TimezoneOffsetFromUTC")
-                if zone and taken.tzinfo is None:
-                    taken = valuerep.DT(f"{digits}{zone}")
-                if len(digits) <= len("20260314"):
-                    return datetime.date.isoformat(taken.date())
-                return datetime.datetime.isoformat(taken, timespec="seconds")
-        except (ValueError, TypeError):
-            continue
+    zone = _text(dataset, "TimezoneOffsetFromUTC")
+    if taken := times.of_date_time(_text(dataset, "AcquisitionDateTime"), zone):
+        return taken
+    for date, time in _DATES_AND_TIMES:
+        if taken := times.of_date_and_time(_text(dataset, date), _text(dataset, time), zone):
+            return taken
     return None
 
 
@@ -230,19 +263,15 @@ def _answer(dataset: pydicom.Dataset, name: str) -> bool | None:
 
 
 def number_of_frames(dataset: pydicom.Dataset) -> int:
-    """How many pictures the file holds. Raises ImageError where the header does not say it in a way to understand."""
-    try:
-        return max(1, int(dataset.get("NumberOfFrames") or 1))
-    except Exception:  # see `read`
-        _refuse("does not say how many pictures it holds")
+    """How many pictures the file holds."""
+    return max(1, _whole_number(dataset, "NumberOfFrames", 1))
 
 
 def check_size(dataset: pydicom.Dataset, limits: Limits) -> None:
     """Raises ImageError where all frames together have more pixels than the limit."""
-    try:
-        rows, columns = int(dataset.Rows), int(dataset.Columns)
-    except Exception:
-        _refuse("does not say how large its picture is")
+    rows, columns = _whole_number(dataset, "Rows"), _whole_number(dataset, "Columns")
+    if not rows or not columns:
+        _refuse(f"holds a picture of {columns} x {rows} pixels")
     frames = number_of_frames(dataset)
     if frames > _MOST_FRAMES:
         raise too_many_frames(frames, _MOST_FRAMES)
@@ -269,12 +298,15 @@ def _frame(dataset: pydicom.Dataset, index: int) -> Jpeg | np.ndarray:
     if syntax not in _READ:
         name = uid.UID_dictionary[syntax][0] if syntax in uid.UID_dictionary else "of no known name"
         _refuse(f"has the transfer syntax {name}, which is not read")
-    photometric = str(dataset.get("PhotometricInterpretation", "")).strip(' "').upper()
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    photometric = (_text(dataset, "PhotometricInterpretation") or "").upper()
+    if not photometric:
+        _refuse("does not say its Photometric Interpretation")
     if photometric not in _PHOTOMETRIC:
         _refuse("has a photometric interpretation that is not read")
-    if int(dataset.BitsAllocated) not in (8, 16):
-        _refuse(f"has {int(dataset.BitsAllocated)} bits a sample, which is not read")
+    _complete(dataset, photometric, syntax.is_encapsulated)
+    rows, columns = dataset.Rows, dataset.Columns
+    if dataset.BitsAllocated not in (8, 16):
+        _refuse(f"has {dataset.BitsAllocated} bits a sample, which is not read")
     if syntax.is_encapsulated:
         data = get_frame(dataset.PixelData, index, number_of_frames=number_of_frames(dataset))
         if syntax in _JPEG:
@@ -293,10 +325,28 @@ def _frame(dataset: pydicom.Dataset, index: int) -> Jpeg | np.ndarray:
     return _eight_bits(pixels, str(properties["photometric_interpretation"]), dataset)
 
 
+def _complete(dataset: pydicom.Dataset, photometric: str, is_compressed: bool) -> None:
+    """Make whole numbers of what says how samples lie. Raises ImageError where one that must be there is none."""
+    for name in ("Rows", "Columns", "BitsAllocated"):
+        setattr(dataset, name, _whole_number(dataset, name))
+    is_grey = photometric == "PALETTE COLOR" or photometric.startswith("MONOCHROME")
+    dataset.NumberOfFrames = number_of_frames(dataset)
+    dataset.SamplesPerPixel = _whole_number(dataset, "SamplesPerPixel", 1 if is_grey else 3)
+    if dataset.SamplesPerPixel not in (1, 3):
+        _refuse(f"has {dataset.SamplesPerPixel} samples a pixel, which is not read")
+    dataset.PlanarConfiguration = int(_number(dataset, "PlanarConfiguration") == 1)
+    dataset.PixelRepresentation = int(_number(dataset, "PixelRepresentation") == 1)
+    stored = min(_whole_number(dataset, "BitsStored", dataset.BitsAllocated), dataset.BitsAllocated)
+    highest = _whole_number(dataset, "HighBit", stored - 1)
+    # Above the lowest bits lie those of a camera that aligns them to the left.
+    is_left = not is_compressed and not dataset.PixelRepresentation and stored <= highest < dataset.BitsAllocated
+    dataset.BitsStored = highest + 1 if is_left else stored
+
+
 def _check_codestream(syntax: uid.UID, data: bytes, rows: int, columns: int, dataset: pydicom.Dataset) -> None:
     """Raise ImageError where the compressed frame would make another picture than the header says: a decoder takes
     memory for the former."""
-    samples = int(dataset.SamplesPerPixel)
+    samples = dataset.SamplesPerPixel
     if syntax in _JPEG_2000:
         # A file around the codestream (JP2), which the standard forbids, may hide another one.
         if not data.startswith(b"\xff\x4f\xff\x51"):  # start of codestream, image and tile size
@@ -308,7 +358,7 @@ def _check_codestream(syntax: uid.UID, data: bytes, rows: int, columns: int, dat
         at = _segment(data, 0xF7)
         size = struct.unpack(">HHB", data[at + 5 : at + 10])
     else:
-        _check_run_lengths(data, rows * columns * samples * (int(dataset.BitsAllocated) // 8))
+        _check_run_lengths(data, rows * columns * samples * (dataset.BitsAllocated // 8))
         return
     if size != (rows, columns, samples):
         _refuse(f"says {columns} x {rows} x {samples}, and its picture {size[1]} x {size[0]} x {size[2]}")
@@ -346,7 +396,7 @@ def _check_run_lengths(data: bytes, expected: int) -> None:
 
 def _eight_bits(pixels: np.ndarray, photometric: str, dataset: pydicom.Dataset) -> np.ndarray:
     """uint8 RGB [height, width, 3]."""
-    bits = int(dataset.BitsStored)
+    bits = dataset.BitsStored
     if not 8 <= bits <= 16:
         _refuse(f"holds a picture of {bits} bits, which is not read")
     if photometric == "PALETTE COLOR":
@@ -360,16 +410,38 @@ def _eight_bits(pixels: np.ndarray, photometric: str, dataset: pydicom.Dataset) 
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         _refuse("does not hold a picture of three colours")
-    return np.ascontiguousarray(pixels if bits == 8 else pixels >> (bits - 8)).astype(np.uint8)
+    return np.ascontiguousarray(pixels.astype(np.uint8) if bits == 8 else eight_bits(pixels, bits))
 
 
 def _monochrome(pixels: np.ndarray, bits: int, dataset: pydicom.Dataset) -> np.ndarray:
     """uint8: as the window of the header shows it, or the whole range of the stored bits."""
-    if dataset.get("WindowWidth") is None:
-        least = -(1 << (bits - 1)) if dataset.PixelRepresentation else 0
-        return np.asarray((pixels.astype(np.int32) - least) >> (bits - 8)).astype(np.uint8)
-    values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, dataset), dataset), dtype=np.float64)
-    slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
+    seen = _windowed(pixels, bits, dataset)
+    if seen is not None and np.ptp(seen) > FLAT:
+        return seen
+    least = 1 << (bits - 1) if dataset.PixelRepresentation else 0
+    return eight_bits(pixels.astype(np.int32) + least, bits)
+
+
+def _windowed(pixels: np.ndarray, bits: int, dataset: pydicom.Dataset) -> np.ndarray | None:
+    """uint8 of grey samples through the window of the header; None where it has none that can be understood."""
+    center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    if center is None or width is None:
+        return None
+    function = (_text(dataset, "VOILUTFunction") or "").upper()
+    slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
+    if not slope or intercept is None:
+        slope, intercept = 1.0, 0.0
+    window = pydicom.Dataset()
+    window.PhotometricInterpretation = "MONOCHROME2"
+    window.BitsStored, window.PixelRepresentation = bits, dataset.PixelRepresentation
+    window.RescaleSlope, window.RescaleIntercept = slope, intercept
+    window.WindowCenter, window.WindowWidth = center, width
+    window.VOILUTFunction = function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"
+    if width < (1 if window.VOILUTFunction == "LINEAR" else 1e-9):
+        return None
     low = (-(1 << (bits - 1)) if dataset.PixelRepresentation else 0) * slope + intercept
     high = low + ((1 << bits) - 1) * slope
-    return np.clip(np.rint((values - low) / (high - low) * 255), 0, 255).astype(np.uint8)
+    with np.errstate(all="ignore"):  # numbers beyond all bounds end as a flat picture
+        values = apply_windowing(pixels.astype(np.float64) * slope + intercept, window)
+        values = np.nan_to_num((values - low) / (high - low) * 255)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -8,6 +8,9 @@
 | `unsupported` | An image of a kind that is not read; several frames where one is wanted. | `kinds`, all decoders |
 | `too_large` | It has more bytes or pixels than the limits. | `limits`, `decode`, `dicom` |
 | `dicom` | The DICOM file is damaged, or of a kind that is not read. | `dicom` |
+| `blank` | The picture is of one flat colour: nothing is seen on it. | `samples` |
+| `crashed` | The process that decodes it dies of it, or runs out of memory. | `isolated` |
+| `timeout` | Decoding it does not end. | `isolated` |
 | `not_found` | It was listed and is not there any more. | the store, see `of_storage` |
 | `access` | The store refused or failed. | the store, see `of_storage` |
 
@@ -24,13 +27,16 @@ from typing import Literal
 from melanoma.storage import ChangedError, UnavailableError
 
 ErrorKind = Literal[
-    "empty", "truncated", "not_an_image", "unsupported", "too_large", "dicom", "not_found", "access"
+    "empty", "truncated", "not_an_image", "unsupported", "too_large", "dicom", "blank", "crashed", "timeout",
+    "not_found", "access",
 ]  # fmt: skip
 
 TRANSIENT: tuple[ErrorKind, ...] = ("not_found", "access")
 """Rejects of these kinds say nothing of the image: a later run tries again."""
 
-UNREAD: tuple[ErrorKind, ...] = ("unsupported", "dicom", "not_an_image")
+UNREAD: tuple[ErrorKind, ...] = (
+    "unsupported", "dicom", "not_an_image", "truncated", "blank", "crashed", "timeout"
+)  # fmt: skip
 """Rejects of these kinds are tried again by a version of this program that reads more kinds of files."""
 
 
@@ -50,7 +56,7 @@ class UnreachableError(ImageError):
     """The store did not answer: this says nothing of the image, and a later try may succeed."""
 
 
-def of_storage(error: OSError) -> ImageError:
+def of_storage(error: OSError | UnavailableError) -> ImageError:
     """What an error of `melanoma.storage` means for an image."""
     if isinstance(error, UnavailableError):
         return UnreachableError("access", str(error))
@@ -85,6 +91,10 @@ def too_large(what: str) -> ImageError:
     return ImageError("too_large", f"{what}: make it smaller.")
 
 
+def blank() -> ImageError:
+    return ImageError("blank", "The picture is one flat colour, and nothing is seen on it: fetch or export it again.")
+
+
 def too_many_frames(frames: int, limit: int) -> ImageError:
     return ImageError("too_large", f"The DICOM file has {frames:,} frames, as a film, more than {limit}.")
 
@@ -92,6 +102,21 @@ def too_many_frames(frames: int, limit: int) -> ImageError:
 def damaged_dicom(what: str) -> ImageError:
     """`what` is damaged: the file, or the picture in it."""
     return ImageError("dicom", f"{what} is damaged: fetch or export it again.")
+
+
+def decided(kind: ErrorKind, reason: str) -> ImageError:
+    """What a function of this file has decided in another process."""
+    return ImageError(kind, reason)
+
+
+def crashed(what: str) -> ImageError:
+    """A file that kills the process that decodes it; `what`: the end of a sentence that says how."""
+    return ImageError("crashed", f"Decoding this file {what}: export it again, as a plain JPEG or PNG.")
+
+
+def timed_out(seconds: float) -> ImageError:
+    reason = f"Decoding this file took more than {seconds:g} s: export it again, as a plain JPEG or PNG."
+    return ImageError("timeout", reason)
 
 
 def refused_dicom(what: str) -> ImageError:

@@ -11,6 +11,7 @@ from melanoma.imaging.errors import unsupported
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # 00 and D0 to D7 belong to the pixel data
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # F7 is JPEG-LS
+_START_OF_SCAN = 0xDA
 # libjpeg walks over the whole picture for each scan of a progressive JPEG: 100 empty scans of 95 bytes cost 4 seconds
 # at 64 million pixels, a hostile file of 64 MB could cost hours. Real ones have about 10.
 _MAX_SCANS = 100
@@ -18,13 +19,26 @@ _MAX_SCANS = 100
 
 def open_jpeg(data: bytes) -> JpegImageFile:
     """The first picture of a JPEG, not loaded yet. Raises whatever Pillow raises on a damaged one."""
-    try:
-        return JpegImageFile(io.BytesIO(data))
-    except Exception:
-        if b"Exif\0\0" not in data:
-            raise
-        # Pillow looks for the resolution in EXIF, and not every damage of EXIF is caught there: read without it.
-        return JpegImageFile(io.BytesIO(data.replace(b"Exif\0\0", b"none\0\0")))
+    return JpegImageFile(io.BytesIO(data))
+
+
+def without_extras(data: bytes) -> bytes | None:
+    """The file without EXIF, ICC profile, comments and whatever else no pixel depends on: Pillow gives up where some of
+    them are damaged. None where there is nothing to leave out."""
+    segments, position, left_out = [data[:2]], 2, False
+    while (start := data[position : position + 2]) and start[0] == 0xFF and start[-1] not in (0xFF, _START_OF_SCAN):
+        marker = start[-1]
+        segment = data[position : position + 2 + int.from_bytes(data[position + 2 : position + 4])]
+        # JFIF and Adobe say of which colours the components are.
+        is_kept = (marker == 0xE0 and segment[4:9] == b"JFIF\0" and len(segment) >= 18) or (
+            marker == 0xEE and segment[4:9] == b"Adobe" and len(segment) >= 16
+        )
+        if (0xE0 <= marker <= 0xEF or marker == 0xFE) and not is_kept:
+            left_out = True
+        else:
+            segments.append(segment)
+        position += len(segment)
+    return b"".join(segments) + data[position:] if left_out else None
 
 
 def end_marker(data: bytes) -> int | None:
@@ -41,7 +55,7 @@ def end_marker(data: bytes) -> int | None:
                 raise unsupported(
                     f"A JPEG of coding process {marker:X} with {components} components of {precision} bits is not read"
                 )
-        scans += marker == 0xDA
+        scans += marker == _START_OF_SCAN
         if scans > _MAX_SCANS:
             raise unsupported(f"A JPEG with more than {_MAX_SCANS} scans is not a photograph")
         if marker == 0xD9:

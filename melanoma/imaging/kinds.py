@@ -30,7 +30,7 @@ _OTHER_IMAGES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"8BPS", "Photoshop"),
     (0, b"gimp xcf", "GIMP"),
     (0, b"\0\0\1\0", "ICO"),
-    (0, b"\0\0\2\0", "CUR"),
+    (0, b"\0\0\2\0", "CUR or TGA"),
     (0, b"IIRO", "Camera raw"),
     (0, b"IIRS", "Camera raw"),
     (0, b"MMOR", "Camera raw"),
@@ -125,8 +125,15 @@ def is_dicom(data: bytes) -> bool:
         return True
     # The first element: of group 2 with an explicit VR, or of group 8 with any.
     group, element = struct.unpack("<HH", data[:4]) if len(data) >= 8 else (0, 0)
-    return (group == 2 and element in (0, 1, 2, 0x10) and data[4:6] in (b"UL", b"OB", b"UI")) or (
-        group == 8
-        and element in (0, 1, 5, 8, 0x12, 0x13, 0x16, 0x18)
-        and (data[4:6] in (b"UL", b"CS", b"DA", b"TM", b"UI") or data[6:8] == b"\0\0")
+    return (
+        (group == 2 and element in (0, 1, 2, 0x10) and data[4:6] in (b"UL", b"OB", b"UI"))
+        or (
+            group == 8
+            and element in (0, 1, 5, 8, 0x12, 0x13, 0x16, 0x18)
+            and (
+                data[4:6] in (b"UL", b"CS", b"DA", b"TM", b"UI")
+                # Of an implicit VR: the length. That of the length of the group is 4.
+                or (data[6:8] == b"\0\0" and (element != 0 or data[4:6] == b"\4\0"))
+            )
+        )
     )

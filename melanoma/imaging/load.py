@@ -5,25 +5,25 @@ is an `ImageError`, and `melanoma.imaging.errors` decides of which kind.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from melanoma import storage
 from melanoma.imaging.decode import Decoded, decode, decode_frames, decode_image
 from melanoma.imaging.errors import ImageError, of_storage
 from melanoma.imaging.kinds import is_dicom
 from melanoma.imaging.limits import DEFAULT_LIMITS, Limits
-from melanoma.storage import Store
-
-_FAILS_AT_ONCE = Store()  # a store that does not answer is not asked again
+from melanoma.storage import Store, UnavailableError
 
 
-def fetch(uri: str, limits: Limits = DEFAULT_LIMITS, store: Store = _FAILS_AT_ONCE) -> bytes:
+def fetch(uri: str, limits: Limits = DEFAULT_LIMITS, store: Store = storage.DEFAULT) -> bytes:
     """The bytes of an image file, at most `limits.max_bytes` + 1 of them. Raises `ImageError`."""
     try:
         return store.read_bytes(uri, limits.max_bytes)
-    except OSError as error:
+    except (OSError, UnavailableError) as error:
         raise of_storage(error) from error
 
 
@@ -48,15 +48,23 @@ def load(data: bytes | ImageError, size: int, limits: Limits = DEFAULT_LIMITS, s
     Returns:
         One frame, or each frame of a DICOM file where `several_frames` is set; or the error.
     """
+
+    def frames(data: bytes) -> list[Decoded]:
+        return decode_frames(data, size, limits) if several_frames else [decode(data, size, limits)]
+
+    return load_with(frames, data, limits)
+
+
+def load_with(frames: Callable[[bytes], list[Decoded]], data: bytes | ImageError, limits: Limits) -> Loaded:
+    """As `load`; `frames` decodes a file, and raises `ImageError` only."""
     if isinstance(data, ImageError):
         return Loaded((), None, data)
     # A file over the limit was read only up to the limit: its digest would be that of a part.
     sha256 = hashlib.sha256(data).hexdigest() if len(data) <= limits.max_bytes else None
     try:
-        frames = decode_frames(data, size, limits) if several_frames else [decode(data, size, limits)]
+        return Loaded(tuple(frames(data)), sha256)
     except ImageError as error:
         return Loaded((), sha256, error)
-    return Loaded(tuple(frames), sha256)
 
 
 def pixels(uri: str, size: int, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:

@@ -1,6 +1,7 @@
 """TIFF: which of the many kinds are a plain picture, and what libtiff may not be asked to do."""
 
 import io
+import struct
 
 from PIL import ExifTags
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
@@ -12,7 +13,14 @@ _COMPRESSIONS = (
     "raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate", "packbits",
     "zstd", "lzma",
 )  # fmt: skip
+_BLACK_ON_WHITE = ("tiff_ccitt", "group3", "group4")
 _MAX_PAGES = 100
+# The tags that say how the samples lie and what they are: TIFF 6.0, and JPEGTables of its supplement 2.
+_OF_PIXELS = frozenset(
+    [254, *range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326), 332]
+) | {338, 339, 347, *range(529, 533)}
+# The kind of page, fill order, orientation: where these are no single number, their defaults serve.
+_ONE_NUMBER = (254, 266, 274)
 
 
 def open_tiff(data: bytes) -> TiffImageFile:
@@ -30,6 +38,33 @@ def open_tiff(data: bytes) -> TiffImageFile:
         raise
 
 
+def without_extras(data: bytes) -> bytes | None:
+    """The file with none but the tags of its pixels in its first directory: Pillow gives up where another one is
+    damaged. None where there is nothing to leave out."""
+    order, is_big = "<" if data[:2] == b"II" else ">", b"+" in data[:4]
+    counted, pointed, size = ("Q", "Q", 20) if is_big else ("H", "I", 12)
+    try:
+        (first,) = struct.unpack_from(f"{order}{pointed}", data, 8 if is_big else 4)
+        (number,) = struct.unpack_from(f"{order}{counted}", data, first)
+        start = first + struct.calcsize(counted)
+        (following,) = struct.unpack_from(f"{order}{pointed}", data, start + number * size)
+    except (struct.error, OverflowError):
+        return None
+
+    def is_of_pixels(entry: bytes) -> bool:
+        tag, kind, count = struct.unpack_from(f"{order}HH{pointed}", entry)
+        return tag in _OF_PIXELS and (tag not in _ONE_NUMBER or (kind in (3, 4) and count == 1))
+
+    entries = [data[at : at + size] for at in range(start, start + number * size, size)]
+    kept = [entry for entry in entries if is_of_pixels(entry)]
+    if len(kept) == len(entries):
+        return None
+    directory = b"".join(
+        [struct.pack(f"{order}{counted}", len(kept)), *kept, struct.pack(f"{order}{pointed}", following)]
+    )
+    return data[:first] + directory + data[first + len(directory) :]
+
+
 def refuse_unreadable(image: TiffImageFile, limits: Limits) -> None:
     """Raise `ImageError` for a TIFF that is no plain picture, or whose tiles are larger than the limit."""
     tags = image.tag_v2
@@ -42,6 +77,11 @@ def refuse_unreadable(image: TiffImageFile, limits: Limits) -> None:
     compression = image.info["compression"]
     if compression not in _COMPRESSIONS:
         raise unsupported(f"A TIFF with compression {compression} cannot be read")
+    if ExifTags.Base.PhotometricInterpretation not in tags and compression not in _BLACK_ON_WHITE:
+        raise unsupported("A TIFF that does not say how its samples become colours is not read")
+    if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and tags[ExifTags.Base.BitsPerSample][0] > 8:
+        # Pillow takes them for bytes.
+        raise unsupported("A TIFF of more than 8 bits whose colours lie one after the other is not read")
     if image.mode.startswith("I;16"):
         bits, photometric = tags[ExifTags.Base.BitsPerSample][0], tags[ExifTags.Base.PhotometricInterpretation]
         # Pillow reads 12 bits, and those where 0 is white, as if they were 16 bits from black to white.
@@ -85,6 +125,8 @@ def _samples_in_words(data: bytes) -> str | None:
         needed.add(ExifTags.Base.ColorMap)
     if not whole or not needed <= tags.keys() or not isinstance(bits, tuple) or not 0 < len(bits) <= 16:
         return None
+    if photometric is None and all(isinstance(number, int) for number in bits):
+        return f"{len(bits)} samples of {bits[0]} bits and no photometric interpretation"
     if not all(isinstance(number, int) for number in (*bits, photometric, compression)):
         return None
     return (

@@ -27,6 +27,7 @@ from melanoma.errors import InputError
 from melanoma.imaging.decode import PREPROCESSING
 from melanoma.model.manifest import Draft, Manifest, Thresholds
 from melanoma.model.outliers import OutlierModel
+from melanoma.storage import Store
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 """The bundle that comes with the program, and is used where none is named. A checkout may lack it."""
@@ -88,10 +89,10 @@ def write(uri: str, draft: Draft, files: Mapping[str, bytes]) -> Bundle:
     return bundle
 
 
-def load(uri: str | None) -> Bundle:
+def load(uri: str | None, store: Store = storage.DEFAULT) -> Bundle:
     """Read and verify a bundle; None is the reference bundle.
 
-    Raises InputError with what is wrong: missing, changed, or not for this code.
+    Raises InputError with what is wrong: missing, changed, or not for this code; and UnavailableError.
     """
     if uri is None:
         if not REFERENCE.exists():
@@ -99,7 +100,7 @@ def load(uri: str | None) -> Bundle:
         uri = str(REFERENCE)
     root = storage.normalize(uri)
     try:
-        raw = storage.read_bytes(storage.join(root, _MANIFEST))
+        raw = store.read_bytes(storage.join(root, _MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{uri} is not a bundle: it holds no {_MANIFEST}. Train one with `melanoma train`.") from None
     except OSError as error:
@@ -108,7 +109,7 @@ def load(uri: str | None) -> Bundle:
     files = {}
     for name, digest in manifest.files.items():
         try:
-            data = storage.read_bytes(storage.join(root, name))
+            data = store.read_bytes(storage.join(root, name))
         except OSError as error:
             raise InputError(f"The bundle {uri} is damaged: its file {name} cannot be read ({error}).") from None
         if hashlib.sha256(data).hexdigest() != digest:
@@ -167,7 +168,7 @@ def model_bytes(model: Any) -> bytes:
 
 def load_model(data: bytes) -> Any:
     """The Keras model of a .keras file, built of keras.layers only. Raises InputError for any other content."""
-    import keras  # heavy; reading a manifest needs no TensorFlow
+    from melanoma.model import keras_settings  # heavy; reading a manifest needs no TensorFlow
 
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -177,11 +178,12 @@ def load_model(data: bytes) -> Any:
         raise
     except Exception:  # zipfile alone raises six kinds
         raise InputError("The bundle's model.keras is not a Keras 3 model.") from None
+    keras_settings.apply()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _MODEL
         path.write_bytes(data)
         try:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            return keras_settings.keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # whatever Keras says of a configuration or of weights that do not fit it
             raise InputError(f"The bundle's model.keras cannot be built ({type(error).__name__}).") from error
 

@@ -25,7 +25,7 @@ class Explainer:
     """A bundle's model, ready to explain. Not for several threads at once."""
 
     def __init__(self, bundle: Bundle) -> None:
-        import keras
+        from melanoma.model.keras_settings import keras
 
         self._model = load_model(bundle.model)
         self._tape: Any = None

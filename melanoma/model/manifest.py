@@ -51,6 +51,8 @@ class OperatingPoint(JsonModel):
     specificity: Estimate
     n: int  # images
     n_melanoma: int
+    # Where no image was known as melanoma: how many were malignant, which the threshold was chosen for instead.
+    n_malignant: int | None = None
 
 
 class Thresholds(JsonModel):

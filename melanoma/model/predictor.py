@@ -1,5 +1,6 @@
 """Images to probabilities: the one code path of evaluation, batch scoring and serving."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from melanoma import taxonomy
 from melanoma.errors import MelanomaError
 from melanoma.imaging import load
 from melanoma.imaging.errors import ImageError
+from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.imaging.limits import DEFAULT_LIMITS, Limits
 from melanoma.imaging.measures import quality
 from melanoma.model import outliers, triage
@@ -68,19 +70,18 @@ class CompiledNetwork:
 class Predictor:
     """A bundle's model, ready to predict.
 
-    `threads`: cores that TensorFlow may use in this process; None leaves it to TensorFlow. Only the first predictor of
-    a process can choose.
+    `threads`: cores that TensorFlow may use in this process; None: all that its container may. Only the first predictor
+    of a process can choose.
     """
 
     def __init__(self, bundle: Bundle, batch_size: int = 64, threads: int | None = None) -> None:
+        import joblib
         import tensorflow as tf
 
-        if threads is not None:
-            try:
-                tf.config.threading.set_intra_op_parallelism_threads(threads)
+        with contextlib.suppress(RuntimeError):  # TensorFlow runs already in this process
+            tf.config.threading.set_intra_op_parallelism_threads(threads or joblib.cpu_count())
+            if threads is not None:
                 tf.config.threading.set_inter_op_parallelism_threads(1)
-            except RuntimeError:  # TensorFlow runs already in this process
-                pass
         self.bundle = bundle
         name = f"The model {bundle.version}"
         self._network = CompiledNetwork(bundle.model, bundle.input_size, bundle.test_time_flips, batch_size, name)
@@ -142,13 +143,29 @@ def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
     return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def predict_bytes(predictor: Predictor, data: bytes | ImageError, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
-    """The part of a row of scores that one image decides (`content_sha256` and the prediction), or `error_kind` and
-    `error` where it cannot be scored.
+def predict_bytes(
+    predictor: Predictor,
+    data: bytes | ImageError,
+    limits: Limits = DEFAULT_LIMITS,
+    decoder: IsolatedDecoder | None = None,
+) -> dict[str, Any]:
+    """Predict one image, whatever its bytes are.
 
-    `data` is what was fetched, or why it could not be. Never raises, whatever the bytes are.
+    Args:
+        predictor: The model.
+        data: What was fetched, or why it could not be.
+        limits: What the file may have at most.
+        decoder: Decodes it, within its own limits; None: this process does, and may die of it.
+
+    Returns:
+        The part of a row of scores that one image decides (`content_sha256` and the prediction), or `error_kind` and
+        `error` where it cannot be scored.
+
+    Raises:
+        MelanomaError: The decoder cannot start a process. Nothing else is raised.
     """
-    loaded = load.load(data, predictor.bundle.input_size, limits)
+    size = predictor.bundle.input_size
+    loaded = decoder.load(data, size) if decoder else load.load(data, size, limits)
     if loaded.error:
         digest = {} if isinstance(data, ImageError) else {"content_sha256": loaded.sha256}
         return {**digest, "error_kind": loaded.error.kind, "error": loaded.error.reason}

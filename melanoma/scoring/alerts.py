@@ -1,10 +1,11 @@
 """Raised images become alerts for people: ranked, each photograph once, marked where an earlier run raised it."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from melanoma.scoring import tables
 
@@ -17,6 +18,7 @@ EARLIER = pa.schema(
         ("run_date", pa.string()),
     ]
 )
+_TOLD_BY = ["content_sha256", "perceptual_hash", "patient_id"]
 
 
 def ranked(raised: pa.Table, earlier: pa.Table) -> pa.Table:
@@ -29,62 +31,61 @@ def ranked(raised: pa.Table, earlier: pa.Table) -> pa.Table:
     patients never show the same. Each image is compared with the one that is shown: a chain of images, each a little
     like the next, must not hide one that is like none.
     """
-    rows = raised.sort_by([("p_melanoma", "descending"), ("image_uri", "ascending")]).to_pylist()
-    before = earlier.to_pylist()
-    near = _near_hashes([row["perceptual_hash"] for row in (*rows, *before)])
-    alerts: list[dict[str, Any]] = []
-    alerts_by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        same = (alert for key in _keys(row, near) for alert in alerts_by_key[key] if _may_be_of_one_patient(alert, row))
-        if best := min(same, key=lambda alert: alert["rank"], default=None):
-            best["copies"].append(row["image_uri"])
-            best["is_held_back"] |= row["is_held_back"]
-            continue
-        alerts.append({**row, "rank": len(alerts) + 1, "explanation_uri": None, "copies": [], "first_raised": None})
-        for key in _exact_keys(row):
-            alerts_by_key[key].append(alerts[-1])
-    before_by_key = defaultdict(list)
-    for row in before:
-        for key in _exact_keys(row):
-            before_by_key[key].append(row)
-    for alert in alerts:
-        same = (row for key in _keys(alert, near) for row in before_by_key[key])
-        dates = [row["run_date"] for row in same if _may_be_of_one_patient(row, alert)]
-        alert["first_raised"] = min(dates, default=None)
-    return pa.Table.from_pylist(alerts, schema=tables.ALERTS)
-
-
-def _exact_keys(row: Mapping[str, Any]) -> set[str]:
-    """The digest and the hash of a row."""
-    return {key for key in (row["content_sha256"], row["perceptual_hash"]) if key}
-
-
-def _keys(row: Mapping[str, Any], near: Mapping[str, set[str]]) -> set[str]:
-    """The digests and hashes of all that shows the same photograph as a row."""
-    return _exact_keys(row) | near.get(row["perceptual_hash"], set())
-
-
-def _may_be_of_one_patient(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return not one["patient_id"] or not other["patient_id"] or one["patient_id"] == other["patient_id"]
-
-
-def _near_hashes(hashes: Sequence[str | None]) -> dict[str, set[str]]:
-    """For each hash the others that are so near that they show the same photograph."""
     # Heavy, and `by_patient` needs none of it.
-    from melanoma.catalog.near_duplicates import hash_pairs
-    from melanoma.imaging.hashing import NEAR_DUPLICATE_DISTANCE
+    from melanoma.scoring import photographs
 
-    unique = sorted({value for value in hashes if value})
-    found: dict[str, set[str]] = defaultdict(set)
-    for one, other in hash_pairs(unique, NEAR_DUPLICATE_DISTANCE):
-        found[unique[one]].add(unique[other])
-        found[unique[other]].add(unique[one])
-    return found
+    order = pc.sort_indices(raised, [("p_melanoma", "descending"), ("image_uri", "ascending")])
+    # What was raised night after night counts once.
+    before = earlier.group_by(_TOLD_BY).aggregate([("run_date", "min")]).sort_by("run_date_min")
+    both = pa.concat_tables([raised.select(_TOLD_BY).take(order), before.select(_TOLD_BY)])
+    known = photographs.of_columns(*(both[name] for name in _TOLD_BY))
+    shown = photographs.shown_for(known.take(slice(0, len(raised))))
+    alerts = np.flatnonzero(shown == np.arange(len(raised)))
+    places = photographs.first_same(known.take(alerts), known.take(slice(len(raised), None)))
+    dates = before["run_date_min"].take(pa.array(places, mask=places == len(before)))
+    return _table(raised, np.asarray(order), shown, dates)
+
+
+def _table(raised: pa.Table, order: np.ndarray, shown: np.ndarray, first_raised: pa.ChunkedArray) -> pa.Table:
+    """The alerts, `tables.ALERTS`, by rank.
+
+    Args:
+        raised: `tables.SCORES`.
+        order: int [images], the rows of `raised` by rank.
+        shown: int [images], for each of them the place of the one that is shown for it.
+        first_raised: [alerts], the dates.
+    """
+    is_alert = shown == np.arange(len(shown))
+    copies = np.flatnonzero(~is_alert)
+    alert_of = np.cumsum(is_alert)[shown[copies]] - 1
+    # Stable: the copies of an alert stay in their order.
+    uris = raised["image_uri"].take(order[copies[np.argsort(alert_of, kind="stable")]])
+    ends = np.cumsum(np.bincount(alert_of, minlength=is_alert.sum()))
+    table = raised.take(order[is_alert])
+    is_held_back = np.asarray(raised["is_held_back"].fill_null(False))[order]
+    with_held_back = np.isin(np.flatnonzero(is_alert), shown[copies[is_held_back[copies]]])
+    columns = {
+        **{name: table[name] for name in table.column_names},
+        "is_held_back": pc.or_kleene(table["is_held_back"], pa.array(with_held_back)),
+        "rank": np.arange(1, len(table) + 1),
+        "explanation_uri": pa.nulls(len(table), pa.string()),
+        "copies": pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), uris.combine_chunks()),
+        "first_raised": first_raised,
+    }
+    return pa.table([columns[name] for name in tables.ALERTS.names], schema=tables.ALERTS)
 
 
 def by_patient(alerts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Ranked alerts with those of a patient together: a patient stands where the worst of their alerts does."""
-    worst: dict[str, int] = {}
+    """Ranked alerts with those of a patient together: a patient stands where the worst of their alerts does.
+
+    Each alert has its `archive`, too: two hospitals both have a patient 7.
+    """
+    worst: dict[Hashable, int] = {}
     for place, alert in enumerate(alerts):
-        worst.setdefault(alert["patient_id"] or alert["image_uri"], place)
-    return sorted(alerts, key=lambda alert: worst[alert["patient_id"] or alert["image_uri"]])
+        worst.setdefault(patient_of(alert) or alert["image_uri"], place)
+    return sorted(alerts, key=lambda alert: worst[patient_of(alert) or alert["image_uri"]])
+
+
+def patient_of(alert: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What tells the patient of an alert with its `archive` from all others; None where the patient is not known."""
+    return (alert["archive"], alert["patient_id"]) if alert["patient_id"] else None

@@ -10,7 +10,8 @@ from melanoma.config import Date, LocalPlace, Model, Place, Positive, Share
 class DeliveryConfig(Model):
     """Where the alerts of a night go; secrets are in the environment, see `melanoma.scoring.deliver`."""
 
-    webhook: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    # repr: its path is the secret of some receivers.
+    webhook: Annotated[str, Field(pattern=r"^https?://")] | None = Field(None, repr=False)
     smtp_host: str | None = None
     smtp_port: Annotated[int, Field(ge=1, le=65535)] = 587
     smtp_tls: bool = True
@@ -26,8 +27,8 @@ class ScoreConfig(Model):
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     run_date: Date = None
     all: bool = False  # score what this very model has already scored, too
-    workers: Positive | None = None  # actors that fetch, decode and predict; None: one a core
-    gpus: Annotated[int, Field(ge=0)] | None = None  # on which the network is asked; None: all; 0: workers ask it
+    workers: Positive | None = None  # actors that fetch, decode and predict, at most; None: as many as find room
+    gpus: Annotated[int, Field(ge=0)] | None = None  # on which the network is asked, a wish; None: all; 0: none
     batch_size: Positive = 32
     requests: Positive = 32  # objects that each worker fetches at a time
     bytes_ahead: Positive = 64 * 2**20  # that each worker holds of them at most
@@ -36,6 +37,7 @@ class ScoreConfig(Model):
     max_access_share: Share = 0.25  # of the images: with more of them unreadable, the run fails at its end
     max_bytes: Positive = 64 * 2**20
     max_pixels: Positive = 64_000_000
+    decode_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60  # that decoding one file may take
     explained: Annotated[int, Field(ge=0)] = 50  # alerts, the first by rank, with picture and heat map on the page
     hold_back_annotated: bool = False  # no page shows pictures that may have text in them
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None  # of the driver, for Prometheus; null: none

@@ -17,20 +17,23 @@ import contextlib
 import datetime
 import email.message
 import email.utils
+import ipaddress
 import json
-import os
 import smtplib
 import ssl
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import tenacity
 import urllib3
 from standardwebhooks.webhooks import Webhook
 
-from melanoma import storage
+from melanoma import config, storage
 from melanoma.errors import InputError, MelanomaError
+from melanoma.printable import for_terminal
 from melanoma.scoring import layout, lease, results
 from melanoma.scoring.config import DeliveryConfig
 from melanoma.scoring.record import RunRecord
@@ -40,7 +43,6 @@ _TIMEOUT = 20.0  # seconds of one try
 _DATA_TIMEOUT = 600.0  # seconds in which a mail server looks at a mail: RFC 5321, 4.5.3.2.6
 _UNCERTAIN = "and may have arrived: ask its receiver, and send it with --again if it did not."
 _LEAST_SECRET = 16  # bytes
-_DAYS = 30  # in which a run that was not delivered is still delivered without being asked for
 _FIELDS = (
     *("rank", "alert_level", "p_melanoma", "p_malignant", "diagnosis", "outlier_score", "image_uri", "image_id"),
     *("patient_id", "study_uid", "body_site", "acquired_at", "content_sha256", "copies", "model_version"),
@@ -53,6 +55,7 @@ class _Message:
 
     run_id: str
     run_date: str
+    archive: str | tuple[str, ...]
     alerts: list[dict[str, Any]]
 
 
@@ -86,8 +89,8 @@ def deliver(
     Args:
         out: Folder or s3:// URI of the results.
         settings: Where the alerts go.
-        date: ISO date. Without one, the runs of the newest date are sent, and those of the last 30 days that were not
-            delivered; but none that is older than the first delivery from `out`.
+        date: ISO date. Without one, what was not delivered of the last 30 days is sent, and of runs that were cut off
+            before the newest date and finished since.
         resend: Send as well what may have arrived already.
         say: Takes a line for each message that went out.
 
@@ -114,13 +117,13 @@ def deliver(
                 try:
                     if message := _unsent(root, record, state_uri, resend):
                         complaint = _send(message, _patiently(send, settings.patience), state_uri)
-                        say(f"{len(message.alerts)} new alerts of the run {record.run_id} delivered by {channel}.")
+                        say(f"{len(message.alerts)} new alerts of the {_run(message)} delivered by {channel}.")
                         if complaint:
                             raise _RefusedError(complaint)
                         sent += 1
                 except (_RefusedError, _UncertainError) as error:
                     failed.append(f"The {channel} of the run {record.run_id} {error}")
-                except OSError as error:
+                except (OSError, storage.UnavailableError) as error:
                     failed.append(f"The {channel} of the run {record.run_id} was not delivered: {error}")
     if failed:
         raise MelanomaError(" ".join(failed))
@@ -129,18 +132,12 @@ def deliver(
 
 def _due(out: str, root: str, date: str | None) -> list[RunRecord]:
     """The runs of which something may have to be sent."""
-    newest = results.runs_of_date(out, date)
     if date:
-        return newest
-    noted = {storage.name(storage.parent(uri)) for uri in results.uris_below(layout.deliveries(root))}
-    records = results.committed_runs(root)
-    since = min((record.finished_at for record in records if f"run_id={record.run_id}" in noted), default=None)
-    least = datetime.date.fromisoformat(newest[0].run_date) - datetime.timedelta(days=_DAYS)
+        return results.nights(out, date).runs
+    records = results.committed_records(out)
+    newest = results.newest_date(records)
     return [
-        record
-        for record in records
-        if record.run_date == newest[0].run_date
-        or (since and record.finished_at >= since and record.run_date >= least.isoformat())
+        record for record in records if results.was_resumed_since(record, newest) or not results.is_old(record, newest)
     ]
 
 
@@ -155,7 +152,13 @@ def _unsent(root: str, record: RunRecord, state_uri: str, resend: bool) -> _Mess
         return None
     if state == "sending" and not resend:
         raise _UncertainError(f"was cut off while it was sent, {_UNCERTAIN}")
-    return _Message(record.run_id, record.run_date, alerts)
+    return _Message(record.run_id, record.run_date, record.archive, alerts)
+
+
+def _run(message: _Message) -> str:
+    archives = [message.archive] if isinstance(message.archive, str) else message.archive
+    over = f" over {', '.join(archives)}" if any(archives) else ""
+    return f"run {message.run_id}{over}"
 
 
 def _send(message: _Message, send: Send, state_uri: str) -> str:
@@ -191,8 +194,8 @@ def _channels(settings: DeliveryConfig) -> dict[str, Send]:
     channels: dict[str, Send] = {}
     if settings.webhook:
         _refuse_in_clear(settings.webhook.startswith("https://"), settings.webhook, "https")
-        webhook = _webhook()
-        channels["webhook"] = lambda message: _post(str(settings.webhook), webhook, message)
+        webhook, pool = _webhook(), _pool(settings.webhook)
+        channels["webhook"] = lambda message: _post(str(settings.webhook), webhook, pool, message)
     if settings.smtp_host:
         if not settings.mail_from or not settings.mail_to:
             raise InputError("E-mail needs mail_from and mail_to.")
@@ -210,7 +213,7 @@ def _refuse_in_clear(is_encrypted: bool, url: str, how: str) -> None:
 
 
 def _webhook() -> Webhook:
-    secret = os.environ.get(SECRET, "")
+    secret = config.secret(SECRET).strip()
     try:
         if len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) < _LEAST_SECRET:
             raise ValueError
@@ -222,7 +225,43 @@ def _webhook() -> Webhook:
     return Webhook(secret)
 
 
-def _post(url: str, webhook: Webhook, message: _Message) -> str:
+def _pool(url: str) -> urllib3.PoolManager:
+    """What reaches a receiver: the proxy that ``HTTPS_PROXY`` names, unless ``NO_PROXY`` has the receiver, or nothing
+    in between. A receiver in the clear is on this machine, and no proxy gets what goes there. Raises InputError."""
+    to = urllib3.util.parse_url(url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get("https") or proxies.get("all")
+    if to.scheme != "https" or not proxy or _is_excluded(str(to.host), to.port, proxies.get("no", "")):
+        return urllib3.PoolManager()
+    try:
+        through = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
+        if not through.host:
+            raise ValueError
+        headers = urllib3.util.make_headers(proxy_basic_auth=unquote(through.auth)) if through.auth else None
+        # Without the user and password, which would stand in errors.
+        return urllib3.ProxyManager(through._replace(auth=None).url, proxy_headers=headers)
+    except (urllib3.exceptions.HTTPError, ValueError):
+        raise InputError(
+            f"The proxy in HTTPS_PROXY or ALL_PROXY cannot be used for {to.host}: give the http:// or https:// URL of "
+            f"one, or set NO_PROXY={to.host}."
+        ) from None
+
+
+def _is_excluded(host: str, port: int | None, no_proxy: str) -> bool:
+    """Whether ``NO_PROXY`` has a host, also by a network (10.0.0.0/8), at which Python does not look."""
+    bare = host.strip("[]")
+    if urllib.request.proxy_bypass(f"{bare}:{port}" if port and ":" not in bare else bare):
+        return True
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(bare)
+        for word in no_proxy.split(","):
+            with contextlib.suppress(ValueError):
+                if address in ipaddress.ip_network(word.strip(), strict=False):
+                    return True
+    return False
+
+
+def _post(url: str, webhook: Webhook, pool: urllib3.PoolManager, message: _Message) -> str:
     body = json.dumps({"type": "melanoma.alerts", **asdict(message)}, allow_nan=False)
     message_id, now = f"melanoma-{message.run_id}", datetime.datetime.now(datetime.UTC)
     headers = {
@@ -232,9 +271,10 @@ def _post(url: str, webhook: Webhook, message: _Message) -> str:
         "webhook-signature": webhook.sign(message_id, now, body),
     }
     try:
-        answer = urllib3.request("POST", url, body=body.encode(), headers=headers, timeout=_TIMEOUT, retries=False)
+        answer = pool.request("POST", url, body=body.encode(), headers=headers, timeout=_TIMEOUT, retries=False)
     except urllib3.exceptions.HTTPError as error:
-        raise _RefusedError(f"{type(error).__name__}.") from None
+        by = f" by the proxy {pool.proxy.netloc}" if pool.proxy else ""
+        raise _RefusedError(f"{type(error).__name__}{by}.") from None
     if not 200 <= answer.status < 300:
         raise _RefusedError(f"it was answered with {answer.status}.")
     return ""
@@ -248,13 +288,13 @@ def _mail(settings: DeliveryConfig, message: _Message) -> str:
         raise _RefusedError(f"{type(error).__name__}.") from None
     with contextlib.closing(server):  # not QUIT, which may fail after the mail was taken
         try:
-            user, password = os.environ.get("MELANOMA_SMTP_USER"), os.environ.get("MELANOMA_SMTP_PASSWORD")
+            user, password = config.secret("MELANOMA_SMTP_USER"), config.secret("MELANOMA_SMTP_PASSWORD")
             if settings.smtp_tls:
                 server.starttls(context=ssl.create_default_context())
                 if user and password:
                     server.login(user, password)
             server.ehlo_or_helo_if_needed()
-        except (OSError, smtplib.SMTPException) as error:
+        except (OSError, smtplib.SMTPException, UnicodeError) as error:  # the last of a password beyond ASCII
             raise _RefusedError(f"{type(error).__name__}.") from None
         if server.sock:
             server.sock.settimeout(_DATA_TIMEOUT)
@@ -277,10 +317,10 @@ def _composed(settings: DeliveryConfig, message: _Message) -> email.message.Emai
     mail["Message-ID"] = f"<melanoma-{message.run_id}@{str(settings.mail_from).rpartition('@')[2]}>"
     lines = [
         f"{alert['rank']:>4}  {alert['alert_level']:<6}  {alert['p_melanoma']:6.1%}  {alert['diagnosis']:<4}  "
-        f"{alert['patient_id'] or '-'}  {alert['image_uri']}"
+        f"{for_terminal(alert['patient_id'] or '-')}  {for_terminal(alert['image_uri'])}"
         for alert in message.alerts
     ]
     mail.set_content(
-        "\n".join([f"Run {message.run_id}. Rank, level, melanoma, diagnosis, patient, image:", "", *lines, ""])
+        "\n".join([f"The {_run(message)}. Rank, level, melanoma, diagnosis, patient, image:", "", *lines, ""])
     )
     return mail

@@ -12,7 +12,7 @@ from melanoma.imaging.limits import Limits
 from melanoma.scoring import tar_and_zip
 from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.plan import PlannedImage, planned_images
-from melanoma.storage import Store
+from melanoma.storage import Store, UnavailableError
 
 _MAX_RANGE = 8 * 2**20  # bytes of an archive that one request fetches at most, if they are of several members
 
@@ -39,7 +39,7 @@ def fetch(image: PlannedImage, limits: Limits, store: Store) -> Fetched:
                 image.checksum,
             )
         return load.fetch(image.image_uri, limits, store)
-    except OSError as error:
+    except (OSError, UnavailableError) as error:
         return of_storage(error)
     except ImageError as error:
         return error
@@ -53,7 +53,7 @@ def fetch_neighbours(images: Sequence[PlannedImage], limits: Limits, store: Stor
     length = images[-1].offset + images[-1].length - begin + tar_and_zip.HEADERS
     try:
         data = store.read_range(str(images[0].archive), begin, length, images[0].etag)
-    except OSError as error:
+    except (OSError, UnavailableError) as error:
         return [of_storage(error)] * len(images)
     found: list[Fetched] = []
     for image in images:

@@ -5,6 +5,7 @@ as a stream. DuckDB sorts them, makes them unique and compares them with earlier
 ends.
 """
 
+import contextlib
 import itertools
 import tempfile
 import uuid
@@ -26,10 +27,10 @@ from melanoma.scoring.record import read as read_record
 from melanoma.storage import ObjectInfo, Store
 
 _THREADS = 16
-_IMPATIENT = Store()
 _MEMORY = "512MB"
 _DATABASE_THREADS = 4  # each takes its part of the memory: with 32 of them it does not suffice
 _ROWS_AT_ONCE = 50_000
+_MEMBERS_AT_ONCE = 5_000  # of each archive that is read
 
 # An image to score: an object, or a member of a tar or zip with the ETag of its archive.
 _LISTED = pa.schema(
@@ -97,6 +98,10 @@ class Plan:
         """The planned images of a shard, `SHARD`."""
         return layout.planned_shard(self.out, self.run_id, self.details.attempt, shard)
 
+    def begun_uri(self, shard: int) -> str:
+        """Says that a shard was begun, and not ended yet: see `melanoma.scoring.begun`."""
+        return layout.begun_shard(self.out, self.run_id, self.details.attempt, shard)
+
     def folder(self, kind: str) -> str:
         """The folder of the run's scores, rejects, alerts or explanations."""
         return layout.folder(self.out, kind, self.run_date, self.run_id)
@@ -110,10 +115,10 @@ class Plan:
         return min(size, self.images - shard * size)
 
 
-def read(out: str, run_id: str) -> Plan | None:
-    """The plan of a run, or None where it is not frozen. Raises InputError and OSError."""
+def read(out: str, run_id: str, store: Store = storage.DEFAULT) -> Plan | None:
+    """The plan of a run, or None where it is not frozen. Raises InputError, and as `store` does."""
     uri = layout.plan(out, run_id)
-    return Plan(out, run_id, read_record(PlanDetails, uri)) if storage.exists(uri) else None
+    return Plan(out, run_id, read_record(PlanDetails, uri, store)) if store.exists(uri) else None
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,10 @@ class Done:
     reject_uris: Sequence[str]  # of its shards with rejects of these kinds; none where there are none
 
 
+class NothingToScoreError(Exception):
+    """Earlier runs have done all that is listed."""
+
+
 def freeze(
     out: str,
     run_id: str,
@@ -134,7 +143,8 @@ def freeze(
     done: Sequence[Done],
     shard_size: Callable[[int], int],
     confirm_held: Callable[[], None] = lambda: None,
-    store: Store = _IMPATIENT,
+    store: Store = storage.DEFAULT,
+    may_be_empty: bool = True,
 ) -> Plan:
     """Write the plan of a run: what is listed, each object once, less what earlier runs have done.
 
@@ -146,29 +156,35 @@ def freeze(
         done: Earlier runs of the same model. An object is the one that was done if its URI, size and ETag are the same.
         shard_size: Gives the images a shard, at least 1, of the number of images.
         confirm_held: Called before the plan is frozen; raises where another driver has the lease.
-        store: Reads the directories of archives.
+        store: Reads the directories of archives and what earlier runs have left, and writes the plan.
+        may_be_empty: Whether a plan without any image is written, too.
 
     Returns:
         The frozen plan.
 
     Raises:
+        NothingToScoreError: There is no image, and the plan may not be empty.
         MelanomaError: The database failed, or another driver has the lease.
+        UnavailableError: The store does not answer.
         OSError: The output cannot be read or written.
     """
     attempt = uuid.uuid4().hex[:8]
     with tempfile.TemporaryDirectory() as folder:
         _stage(listed, Path(folder))
-        _fetch_done(done, Path(folder))
+        _fetch_done(done, Path(folder), store)
         try:
             with _database(Path(folder), done) as database:
                 _find_members(database, Path(folder), store)
                 database.execute(_PLANNED)
                 distinct, images, untried = database.execute(_COUNTED).fetchall()[0]
+                if not images and not may_be_empty:
+                    raise NothingToScoreError
                 size = shard_size(images) if images else 1
                 # Members in the order in which they lie in their archive: neighbours are then fetched in one request.
                 rows = database.table("planned").project(", ".join(map(_quoted, SHARD.names)))
                 rows = rows.order('coalesce(archive, image_uri), "offset", image_uri')
-                shards = _write(out, run_id, attempt, _in_shards(rows.to_arrow_reader(_ROWS_AT_ONCE), size))
+                tables = _in_shards(rows.to_arrow_reader(_ROWS_AT_ONCE), size)
+                shards = _write(out, run_id, attempt, tables, store)
         except duckdb.Error as error:
             raise MelanomaError(f"The plan of the run {run_id} failed in {folder}: {error}") from None
     details = PlanDetails(
@@ -182,7 +198,7 @@ def freeze(
         attempt=attempt,
     )
     confirm_held()
-    storage.write_json(layout.plan(out, run_id), details.to_json())
+    store.write_json(layout.plan(out, run_id), details.to_json())
     return Plan(out, run_id, details)
 
 
@@ -212,30 +228,36 @@ def _find_members(database: duckdb.DuckDBPyConnection, folder: Path, store: Stor
     infos = [ObjectInfo(*row) for row in database.execute(_NEW_ARCHIVES).fetchall()]
     with pq.ParquetWriter(folder / "members.parquet", _LISTED) as writer, ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(infos), _THREADS):
-            for table in pool.map(lambda info: _members(info, store), infos[first : first + _THREADS]):
-                writer.write_table(table)
+            some = infos[first : first + _THREADS]
+            paths = [folder / f"members-{number}.parquet" for number in range(len(some))]
+            for path in pool.map(lambda info, path: _write_members(info, path, store), some, paths):
+                with pq.ParquetFile(path) as members:
+                    for batch in members.iter_batches(_MEMBERS_AT_ONCE):
+                        writer.write_batch(batch)
+                path.unlink()
     database.read_parquet(str(folder / "members.parquet")).create_view("members")
 
 
-def _members(info: ObjectInfo, store: Store) -> pa.Table:
-    """The members of an archive, `_LISTED`; or the archive itself, refused, where it cannot be read."""
-    found = tar_and_zip.members(info, store)
-    tables = [_LISTED.empty_table()]
+def _write_members(info: ObjectInfo, path: Path, store: Store) -> Path:
+    """Write the members of an archive, `_LISTED`, to a file, which is returned; or the archive itself, refused, where
+    it cannot be read."""
+    archive = {"etag": info.etag, "archive": info.uri}
     try:
-        while some := list(itertools.islice(found, _ROWS_AT_ONCE)):
-            archive = {"etag": info.etag, "archive": info.uri}
-            rows = [{**vars(member), **archive, "image_uri": member.uri} for member in some]
-            tables.append(pa.Table.from_pylist(rows, schema=_LISTED))
-    except storage.UnavailableError:
-        raise
+        with (
+            contextlib.closing(tar_and_zip.members(info, store)) as found,
+            pq.ParquetWriter(path, _LISTED) as writer,
+        ):
+            while some := list(itertools.islice(found, _MEMBERS_AT_ONCE)):
+                rows = [{**vars(member), **archive, "image_uri": member.uri} for member in some]
+                writer.write_table(pa.Table.from_pylist(rows, schema=_LISTED))
     except OSError as error:
         # Without `archive` in its row, so that the next run looks for its members again.
-        refused = {"image_uri": info.uri, "size": 0, "etag": info.etag}
-        return pa.Table.from_pylist([{**refused, "error_kind": "access", "refused": str(error)}], schema=_LISTED)
-    return pa.concat_tables(tables)
+        refused = {"image_uri": info.uri, "size": 0, "etag": info.etag, "error_kind": "access", "refused": str(error)}
+        pq.write_table(pa.Table.from_pylist([refused], schema=_LISTED), path)
+    return path
 
 
-def _fetch_done(done: Sequence[Done], folder: Path) -> None:
+def _fetch_done(done: Sequence[Done], folder: Path, store: Store) -> None:
     """Copy what earlier runs have written to where DuckDB finds it."""
     copies: list[tuple[str, Path]] = []
     for number, run in enumerate(done):
@@ -248,7 +270,7 @@ def _fetch_done(done: Sequence[Done], folder: Path) -> None:
         (folder / kind / "run=-1").mkdir(parents=True)
         pq.write_table(schema.empty_table(), folder / kind / "run=-1" / "empty.parquet")
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda copy: copy[1].write_bytes(storage.read_bytes(copy[0])), copies):
+        for _ in pool.map(lambda copy: copy[1].write_bytes(store.read_bytes(copy[0])), copies):
             pass
 
 
@@ -301,13 +323,28 @@ def _database(folder: Path, done: Sequence[Done]) -> duckdb.DuckDBPyConnection:
     return database
 
 
-def _write(out: str, run_id: str, attempt: str, tables: Iterator[pa.Table]) -> int:
-    """Write the shards, some at a time; returns how many there are."""
+def _write(out: str, run_id: str, attempt: str, tables: Iterator[pa.Table], store: Store) -> int:
+    """Write the shards, some at a time.
+
+    Args:
+        out: Normal URI of the output.
+        run_id: Name of the run.
+        attempt: Keeps the shards of two drivers apart.
+        tables: The shards, `SHARD`.
+        store: Writes them.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        UnavailableError: The store does not answer.
+        OSError: The output cannot be written.
+    """
     numbers = itertools.count()
     with ThreadPoolExecutor(_THREADS) as pool:
         while some := list(itertools.islice(tables, _THREADS)):
             uris = [layout.planned_shard(out, run_id, attempt, next(numbers)) for _ in some]
-            list(pool.map(storage.write_table, uris, some))
+            list(pool.map(store.write_table, uris, some))
     return next(numbers)
 
 

@@ -23,7 +23,8 @@ LINE_EVERY = 60.0  # seconds
 class Progress:
     """The sums of what the workers of one attempt have reported, shard by shard.
 
-    `total`: images of the run; `before`: images that earlier attempts have done; `shards`: shards that are still to do.
+    `total`: images of the run; `before`: images that earlier attempts have done; `shards`: shards that are still to do;
+    `workers`: the most that were at work at a time.
     """
 
     def __init__(self, total: int, before: int, shards: int, workers: int) -> None:
@@ -128,7 +129,7 @@ class _Collector(Collector):
         yield gauge("images", "Images that the run is to score.", progress.total)
         yield gauge("images_waiting", "Images that are still to be done.", progress.total - progress.done)
         yield gauge("shards_waiting", "Shards that are still to be done.", progress.shards)
-        yield gauge("workers", "Workers of this attempt.", progress.workers)
+        yield gauge("workers", "Workers of this attempt, the most at a time.", progress.workers)
         yield gauge("peak_memory_bytes", "The most memory that a worker has taken.", progress.peak_memory_bytes)
         images = {"scored": progress.scored, "rejected": progress.rejected}
         yield counter("images_done", "Images done by this attempt.", "result", images)

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from melanoma import storage
 from melanoma.errors import MelanomaError
 from melanoma.imaging.errors import TRANSIENT
 from melanoma.imaging.limits import Limits
@@ -63,11 +62,11 @@ def publish(run: Run, stages: Stages, began: float) -> RunRecord:
     run.confirm_held()
     _refuse_mixed_up(run, summary)
     _refuse_unreadable(run, summary)
-    earlier = [record for record in results.committed_runs(run.plan.out) if record.run_id != run.plan.run_id]
-    alerts = alerting.ranked(pa.concat_tables(summary.raised), _earlier_alerts(run.plan.out, earlier))
+    earlier = [record for record in results.committed_runs(run.plan.out, run.store) if record.run_id != run.plan.run_id]
+    alerts = alerting.ranked(pa.concat_tables(summary.raised), _earlier_alerts(run, earlier))
     alerts, shown, pictures_failed = _explained(run, alerts)
     run.confirm_held()
-    run.store.write_table(layout.alerts(run.plan.out, run.plan.run_date, run.plan.run_id), alerts)
+    run.store.write_table(layout.alerts(run.plan.out, run.plan.run_date, run.plan.run_id), tables.in_file(alerts))
     record = _record(run, summary, alerts, stages, began)
     _write_page(run, record, earlier, alerts, shown, summary.reject_examples, pictures_failed)
     _commit(run, record)
@@ -135,8 +134,7 @@ def _results_of_shard(run: Run, number: int) -> tuple[pa.Table, pa.Table, pa.Tab
     plan, store = run.plan, run.store
     return (
         store.read_table(plan.uri(number), ["image_uri", "tried"]),
-        # An earlier version of this program may have begun the run.
-        storage.completed(store.read_table(plan.result_uri("scores", number)), tables.SCORES),
+        tables.of_run(store.read_table(plan.result_uri("scores", number)), tables.SCORES, plan.run_id, plan.run_date),
         store.read_table(plan.result_uri("rejects", number), ["image_uri", "error_kind", "error"]),
     )
 
@@ -154,7 +152,7 @@ def _measured(scores: pa.Table) -> dict[str, np.ndarray]:
 def _refuse_mixed_up(run: Run, summary: _Summary) -> None:
     """Two drivers at work on one run can leave the scores of one beside the rejects of the other."""
     if summary.mixed_up:
-        shard.undo(run.plan, summary.mixed_up)
+        shard.undo(run.plan, summary.mixed_up, run.store)
         raise MelanomaError(
             f"The run {run.plan.run_id} is not committed: in {len(summary.mixed_up)} of its shards the scores and "
             "rejects are not the images that were planned. They are undone: the same command scores them again."
@@ -165,7 +163,7 @@ def _refuse_unreadable(run: Run, summary: _Summary) -> None:
     """A night that could not read its archive must not look like one without alerts."""
     untried, share = run.plan.details.untried, run.config.max_access_share
     if summary.unread > 1 and summary.unread > share * untried:
-        shard.undo(run.plan, summary.unreadable)
+        shard.undo(run.plan, summary.unreadable, run.store)
         raise MelanomaError(
             f"The run {run.plan.run_id} is not committed: {summary.unread} of {untried} images could not be read "
             f"(max_access_share is {share:g}), the first because: {summary.unread_reason} Let every node read the "
@@ -176,13 +174,15 @@ def _refuse_unreadable(run: Run, summary: _Summary) -> None:
 # --- Alerts and their explanations ------------------------------------------------------------------------------------
 
 
-def _earlier_alerts(out: str, earlier: Sequence[RunRecord]) -> pa.Table:
+def _earlier_alerts(run: Run, earlier: Sequence[RunRecord]) -> pa.Table:
     """What the other committed runs have raised, `alerting.EARLIER`, whatever their archive and model."""
     schema = alerting.EARLIER
-    found = results.in_parallel(
-        lambda record: results.alerts_of_run(out, record).select(schema.names).cast(schema), earlier
-    )
-    return pa.concat_tables([schema.empty_table(), *found])
+
+    def of_run(record: RunRecord) -> pa.Table:
+        uri = layout.alerts(run.plan.out, record.run_date, record.run_id)
+        return tables.of_run(run.store.read_table(uri, schema.names), schema, record.run_id, record.run_date)
+
+    return pa.concat_tables([schema.empty_table(), *results.in_parallel(of_run, earlier)])
 
 
 def _explained(run: Run, alerts: pa.Table) -> tuple[pa.Table, list[AlertPictures], str | None]:
@@ -194,7 +194,13 @@ def _explained(run: Run, alerts: pa.Table) -> tuple[pa.Table, list[AlertPictures
     limits = Limits(run.config.max_bytes, run.config.max_pixels)
     try:
         planned = _planned_images(run, {row["image_uri"] for row in rows})
-        shown = run_page.pictures(rows, lambda uri: fetch(planned[uri], limits, run.store), run.bundle, limits)
+        shown = run_page.pictures(
+            rows,
+            lambda uri: fetch(planned[uri], limits, run.store),
+            run.bundle,
+            limits,
+            run.config.decode_seconds,
+        )
         return run_page.write_explanations(run.plan.folder("explanations"), alerts, shown, run.store), shown, None
     except Exception as error:
         failed = f"The alerts could not be explained: {reason(error)}."
@@ -218,7 +224,7 @@ def _planned_images(run: Run, uris: set[str]) -> dict[str, PlannedImage]:
 
 
 def _record(run: Run, summary: _Summary, alerts: pa.Table, stages: Stages, began: float) -> RunRecord:
-    levels = Counter(alerts["alert_level"].to_pylist())
+    levels = {level: pc.sum(pc.equal(alerts["alert_level"], level)).as_py() or 0 for level in ("urgent", "review")}
     rejected = summary.rejects_by_kind.total()
     return RunRecord(
         **run.plan.details.to_json(),
@@ -257,9 +263,7 @@ def _write_page(
 ) -> None:
     same_key = [other for other in earlier if other.key == record.key][-_RUNS_COMPARED:]
     try:
-        html = run_page.render(
-            record, same_key, alerts.to_pylist(), shown, dict(sorted(reject_examples.items())), pictures_failed
-        )
+        html = run_page.render(record, same_key, alerts, shown, dict(sorted(reject_examples.items())), pictures_failed)
     except Exception as error:  # an alert is worth more than the page, too
         run.say(f"The page of the run could not be made: {reason(error)}.")
     else:
@@ -267,7 +271,7 @@ def _write_page(
 
 
 def _commit(run: Run, record: RunRecord) -> None:
-    if plans.read(run.plan.out, run.plan.run_id) != run.plan:
+    if plans.read(run.plan.out, run.plan.run_id, run.store) != run.plan:
         raise MelanomaError(f"Another driver has planned the run {run.plan.run_id} anew: this one ends.")
     run.confirm_held()
     run.store.write_json(layout.record(run.plan.out, run.plan.run_id), record.to_json())

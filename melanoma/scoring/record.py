@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWr
 from melanoma import storage
 from melanoma.errors import InputError
 from melanoma.model.manifest import Thresholds
+from melanoma.storage import Store
 
 
 def _unless_understood(default: Callable[[], Any]) -> WrapValidator:
@@ -123,10 +124,10 @@ class RunRecord(PlanDetails):
 R = TypeVar("R", bound=_Written)
 
 
-def read(model: type[R], uri: str) -> R:
-    """Read a plan or a commit record. Raises InputError where the file is no such thing, and OSError."""
+def read(model: type[R], uri: str, store: Store = storage.DEFAULT) -> R:
+    """Read a plan or a commit record. Raises InputError where the file is no such thing, and as `store` does."""
     try:
-        return model.model_validate(storage.read_json(uri))
+        return model.model_validate(store.read_json(uri))
     except ValueError:
         raise InputError(f"{uri} is damaged, or not of this program: restore it from a backup.") from None
 

@@ -16,14 +16,15 @@ import pyarrow as pa
 from PIL import Image
 
 from melanoma import quiet, storage, taxonomy
-from melanoma.imaging.decode import decode_frames, decode_image
+from melanoma.imaging import isolated
 from melanoma.imaging.errors import ImageError
+from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.imaging.limits import Limits
 from melanoma.model.bundle import Bundle
 from melanoma.model.manifest import Thresholds
 from melanoma.pages import templates
-from melanoma.scoring import drift
-from melanoma.scoring.alerts import by_patient
+from melanoma.scoring import drift, results
+from melanoma.scoring.alerts import by_patient, patient_of
 from melanoma.scoring.record import RunRecord
 from melanoma.storage import Store
 
@@ -43,6 +44,9 @@ _ADVICE = {
     "unsupported": "Save it as a JPEG, PNG or DICOM that is read.",
     "too_large": "Make it smaller, or raise the limit in the configuration.",
     "dicom": "Look at the export: the header or the frame is damaged or of a kind that is not read.",
+    "blank": "Look at the export: the picture is one flat colour, and nothing is seen on it.",
+    "crashed": "Export it again, as a plain JPEG or PNG: decoding it ends the program.",
+    "timeout": "Export it again, as a plain JPEG or PNG, or raise decode_seconds in the configuration.",
     "not_found": "It was listed and then gone: the next night looks again.",
     "access": "Let the workers read it: the next night tries again.",
 }
@@ -59,7 +63,11 @@ class AlertPictures:
 
 
 def pictures(
-    alerts: Sequence[Mapping[str, Any]], fetch: Callable[[str], bytes | Exception], bundle: Bundle, limits: Limits
+    alerts: Sequence[Mapping[str, Any]],
+    fetch: Callable[[str], bytes | Exception],
+    bundle: Bundle,
+    limits: Limits,
+    seconds: float = isolated.SECONDS,
 ) -> list[AlertPictures]:
     """The pictures that the page shows of each alert.
 
@@ -68,6 +76,7 @@ def pictures(
         fetch: Gives the bytes of a URI, or why there are none. It is not called for an alert that is held back.
         bundle: The model that raised them.
         limits: What an image may have at most.
+        seconds: What decoding one may take.
 
     Returns:
         The pictures, in the order of the alerts.
@@ -75,15 +84,19 @@ def pictures(
     if not alerts:
         return []
     found = []
-    with quiet.native_stderr(), ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+    # A file may crash here that did not in a worker: it is read in another size.
+    decoder = IsolatedDecoder(limits, seconds)
+    with quiet.native_stderr(), decoder, ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+        from melanoma.model import device
         from melanoma.model.explain import Explainer
 
+        device.use_no_gpu()  # the driver may be on a node with GPUs
         explainer = Explainer(bundle)
         for first in range(0, len(alerts), _FETCHED_AT_ONCE):
             group = alerts[first : first + _FETCHED_AT_ONCE]
             fetched = pool.map(lambda alert: None if alert["is_held_back"] else fetch(alert["image_uri"]), group)
             found += [
-                _pictures_of_alert(alert, data, explainer.heat, bundle.input_size, limits)
+                _pictures_of_alert(alert, data, explainer.heat, bundle.input_size, decoder)
                 for alert, data in zip(group, fetched, strict=True)
             ]
     return found
@@ -94,7 +107,7 @@ def _pictures_of_alert(
     data: bytes | Exception | None,
     heat: Callable[[np.ndarray], np.ndarray],
     size: int,
-    limits: Limits,
+    decoder: IsolatedDecoder,
 ) -> AlertPictures:
     from melanoma.model.explain import overlay
 
@@ -105,11 +118,13 @@ def _pictures_of_alert(
     if hashlib.sha256(data).hexdigest() != alert["content_sha256"]:
         return AlertPictures(why_not="the picture has changed since it was scored")
     try:
-        image = decode_image(data, limits, _EXPLANATION_SIDE, alert["frame"])
-        pixels = decode_frames(data, size, limits)[(alert["frame"] or 1) - 1].pixels
+        image = decoder.picture(data, _EXPLANATION_SIDE, alert["frame"])
+        frames = {frame.frame: frame for frame in decoder.frames(data, size, several_frames=True)}
     except ImageError:
+        frames = {}
+    if alert["frame"] not in frames:  # an earlier version may have scored it
         return AlertPictures(why_not="the picture cannot be shown")
-    explanation = overlay(image, heat(pixels), alert["p_melanoma"])
+    explanation = overlay(image, heat(frames[alert["frame"]].pixels), alert["p_melanoma"])
     return AlertPictures(_jpeg(image), _jpeg(Image.open(io.BytesIO(explanation))), explanation)
 
 
@@ -136,13 +151,14 @@ def write_explanations(folder: str, alerts: pa.Table, shown: Sequence[AlertPictu
     Raises:
         OSError: A file cannot be written.
     """
-    uris: list[str | None] = [None] * len(alerts)
-    for row, (alert_pictures, digest) in enumerate(zip(shown, alerts["content_sha256"].to_pylist(), strict=False)):
+    uris: list[str | None] = [None] * len(shown)
+    for row, (alert_pictures, digest) in enumerate(zip(shown, alerts["content_sha256"], strict=False)):
         if alert_pictures.explanation is not None:
             uris[row] = storage.join(folder, f"{digest}.png")
             store.write_bytes(str(uris[row]), alert_pictures.explanation)
     column = alerts.schema.get_field_index("explanation_uri")
-    return alerts.set_column(column, alerts.schema.field(column), pa.array(uris, pa.string()))
+    every = pa.chunked_array([pa.array(uris, pa.string()), pa.nulls(len(alerts) - len(uris), pa.string())])
+    return alerts.set_column(column, alerts.schema.field(column), every)
 
 
 # --- The page ---------------------------------------------------------------------------------------------------------
@@ -151,7 +167,7 @@ def write_explanations(folder: str, alerts: pa.Table, shown: Sequence[AlertPictu
 def render(
     record: RunRecord,
     earlier: Sequence[RunRecord],
-    alerts: Sequence[Mapping[str, Any]],
+    alerts: pa.Table,
     shown: Sequence[AlertPictures],
     rejects: Mapping[str, Sequence[Mapping[str, Any]]],
     pictures_failed: str | None = None,
@@ -161,7 +177,7 @@ def render(
     Args:
         record: The commit record of the run.
         earlier: The commit records of earlier runs of the same archive and model.
-        alerts: Rows of `tables.ALERTS`, by rank.
+        alerts: `tables.ALERTS`, by rank.
         shown: The pictures of the first of these alerts, in their order.
         rejects: Rows of `tables.REJECTS` as examples, by error kind.
         pictures_failed: Why there are no pictures at all.
@@ -169,6 +185,12 @@ def render(
     Returns:
         HTML that needs nothing else.
     """
+    # Few rows of what may be half a million.
+    archives = results.archives_of(record)
+    rows = [
+        {**row, "archive": results.archive_of(row["image_uri"], archives)}
+        for row in alerts.slice(0, len(shown) + ROWS_SHOWN).to_pylist()
+    ]
     distributions = [other.distribution for other in earlier if other.distribution]
     now = drift.values([record.distribution] if record.distribution else [])
     before = drift.values(distributions)
@@ -178,11 +200,12 @@ def render(
         record=record,
         counts=record.counts,
         stages=record.stages,
-        new=sum(alert["first_raised"] is None for alert in alerts),
-        groups=_groups(alerts[: len(shown)]),
-        shown=dict(zip((alert["image_uri"] for alert in alerts), shown, strict=False)),
-        rest=alerts[len(shown) : len(shown) + ROWS_SHOWN],
-        left_out=max(0, len(alerts) - len(shown) - ROWS_SHOWN),
+        new=alerts["first_raised"].null_count,
+        groups=_groups(rows[: len(shown)]),
+        sites=results.short_names(archives),
+        shown=dict(zip((alert["image_uri"] for alert in rows), shown, strict=False)),
+        rest=rows[len(shown) :],
+        left_out=len(alerts) - len(rows),
         rejects=rejects,
         advice=_ADVICE,
         drift=drift.compare(now, before),
@@ -198,7 +221,7 @@ def _groups(alerts: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
     """The alerts of each patient, and each alert without a patient."""
     groups: list[list[Mapping[str, Any]]] = []
     for alert in by_patient(alerts):
-        is_of_last = groups and alert["patient_id"] and groups[-1][0]["patient_id"] == alert["patient_id"]
+        is_of_last = groups and alert["patient_id"] and patient_of(groups[-1][0]) == patient_of(alert)
         groups[-1].append(alert) if is_of_last else groups.append([alert])
     return groups
 

@@ -7,14 +7,16 @@ without one is planned anew) there is no other state, so a run may die at any mo
 undisturbed one. A shard whose results cannot be published is undone: its scores are deleted (`undo`).
 
 `melanoma.scoring.run` decides which run a command resumes. There Ray also restarts a worker that dies, and repeats its
-shard, three times before the run fails.
+shard. A file that kills or hangs its worker ends no run: see `begun`.
 """
 
+import contextlib
 import datetime
 import resource
+import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -24,19 +26,23 @@ import pyarrow as pa
 import ray
 from PIL import Image
 
-from melanoma import storage
+from melanoma import privacy, storage
 from melanoma.errors import MelanomaError
 from melanoma.imaging import load
 from melanoma.imaging.errors import ErrorKind, UnreachableError
 from melanoma.imaging.hashing import perceptual_hash
 from melanoma.imaging.header import NO_HEADER, Header
+from melanoma.imaging.isolated import IsolatedDecoder, ends_process_after
 from melanoma.imaging.limits import Limits
+from melanoma.imaging.load import Loaded
+from melanoma.model import device
 from melanoma.model.bundle import Bundle
 from melanoma.model.predictor import Predictor, columns
 from melanoma.privacy import Privacy
-from melanoma.scoring import results, tables
+from melanoma.scoring import begun, results, tables
 from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.fetch import Fetched, fetch_ahead
+from melanoma.scoring.gpus import Gpus
 from melanoma.scoring.plan import Plan
 from melanoma.scoring.record import STAGES
 from melanoma.storage import Store
@@ -48,21 +54,22 @@ _BATCHES_AHEAD = 2  # that a GPU may have in hand of each worker
 # --- Which shards are done --------------------------------------------------------------------------------------------
 
 
-def unscored(plan: Plan) -> list[int]:
-    """The shards that are not done: those without scores. Raises OSError."""
-    scored = set(results.uris_below(plan.folder("scores")))
+def unscored(plan: Plan, store: Store = storage.DEFAULT) -> list[int]:
+    """The shards that are not done: those without scores. Raises as `store` does."""
+    scored = set(results.uris_below(plan.folder("scores"), store))
     return [shard for shard in plan.shards if plan.result_uri("scores", shard) not in scored]
 
 
-def undo(plan: Plan, shards: Iterable[int]) -> None:
-    """Let the next attempt score these shards again. Raises OSError."""
+def undo(plan: Plan, shards: Iterable[int], store: Store = storage.DEFAULT) -> None:
+    """Let the next attempt score these shards again. Raises as `store` does."""
     for shard in shards:
-        storage.delete(plan.result_uri("scores", shard))
+        store.delete(plan.result_uri("scores", shard))
 
 
 def _write(plan: Plan, shard: int, scores: pa.Table, rejects: pa.Table, store: Store) -> None:
-    store.write_table(plan.result_uri("rejects", shard), rejects)
-    store.write_table(plan.result_uri("scores", shard), scores)  # last: that they exist says that the shard is done
+    store.write_table(plan.result_uri("rejects", shard), tables.in_file(rejects))
+    # Last: that they exist says that the shard is done.
+    store.write_table(plan.result_uri("scores", shard), tables.in_file(scores))
 
 
 # --- The worker -------------------------------------------------------------------------------------------------------
@@ -85,28 +92,14 @@ class _Batch:
 
     images: list[_Image]
     pixels: np.ndarray  # uint8 RGB [n, size, size, 3]
-    logits: Any  # float32 [n, classes], or Ray's reference to them
+    logits: Any  # float32 [n, classes], or the question to a GPU
 
 
-def decode_one(uri: str, data: Fetched, size: int, limits: Limits) -> list[_Image]:
-    """Decode one image that was fetched. Never raises.
-
-    Args:
-        uri: Which image it is.
-        data: Its content, or why it could not be fetched.
-        size: Pixels a side that the network takes.
-        limits: What a file may have at most.
-
-    Returns:
-        The pixels of each frame, or one reject with its reason.
-    """
-    loaded = load.load(data, size, limits, several_frames=True)
+def images_of(uri: str, loaded: Loaded) -> list[_Image]:
+    """The pixels of each frame of an image, or one reject with its reason."""
     if loaded.error:
         return [_Image(uri, loaded.sha256, None, error_kind=loaded.error.kind, error=loaded.error.reason)]
-    return [
-        _Image(uri, loaded.sha256, decoded.pixels, decoded.header, number if len(loaded.frames) > 1 else None)
-        for number, decoded in enumerate(loaded.frames, start=1)
-    ]
+    return [_Image(uri, loaded.sha256, decoded.pixels, decoded.header, decoded.frame) for decoded in loaded.frames]
 
 
 def most_suspicious_frames(scores: pa.Table) -> pa.Table:
@@ -119,17 +112,6 @@ def most_suspicious_frames(scores: pa.Table) -> pa.Table:
     return scores.take(pa.array([row for _, row in best.values()], pa.int64()))
 
 
-class NetworkOnGpu:
-    """An actor that holds the network on a GPU and is asked by workers on any node: they fetch and decode."""
-
-    def __init__(self, bundle: Bundle, batch_size: int) -> None:
-        self._predictor = Predictor(bundle, batch_size)
-
-    def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 [n, classes] of uint8 RGB [n, size, size, 3]."""
-        return self._predictor.logits(pixels)
-
-
 class ShardScorer:
     """The worker: scores one shard at a time and reports what it did.
 
@@ -137,16 +119,15 @@ class ShardScorer:
         bundle: The model.
         plan: What the run is to score.
         config: How it is done.
-        privacy: What the scores may say of patients.
-        gpus: Actors of `NetworkOnGpu`. The worker asks one of them, and decodes the next batch while it waits for the
-            answer. Without any, it holds the network itself.
+        networks: The registry of the networks on GPUs. The worker asks one of them, and decodes the next batch while it
+            waits for the answer. Without, it holds the network itself.
     """
 
-    def __init__(
-        self, bundle: Bundle, plan: Plan, config: ScoreConfig, privacy: Privacy, gpus: Sequence[Any] = ()
-    ) -> None:
-        self._bundle, self._plan, self._config, self._privacy, self._gpus = bundle, plan, config, privacy, gpus
-        self._predictor = None if gpus else Predictor(bundle, config.batch_size, threads=1)
+    def __init__(self, bundle: Bundle, plan: Plan, config: ScoreConfig, networks: Any = None) -> None:
+        self._bundle, self._plan, self._config = bundle, plan, config
+        self._gpus = Gpus(networks) if networks else None
+        self._privacy = Privacy()
+        self._predictor: Predictor | None = None
         self._limits = Limits(config.max_bytes, config.max_pixels)
         self._pool = ThreadPoolExecutor(max_workers=config.requests)
         self._store = Store(config.patience)
@@ -154,7 +135,39 @@ class ShardScorer:
 
     def __call__(self, task: pa.Table) -> pa.Table:
         shard = int(task["shard"][0].as_py())
+        self._privacy = self._own_privacy()
+        begin = self._pool.submit(begun.begin, self._plan, shard, self._store)
         planned = self._store.read_table(self._plan.uri(shard))
+        has_died = begin.result()
+        try:
+            if not self._gpus and self._predictor is None:  # not earlier: who dies of it has now left a mark
+                device.use_no_gpu()
+                self._predictor = Predictor(self._bundle, self._config.batch_size, threads=1)
+            with self._decoder(has_died) as decode:
+                return self._score(shard, planned, decode)
+        finally:
+            begun.end(self._plan, shard, self._store)
+
+    @contextlib.contextmanager
+    def _decoder(self, has_died: bool) -> Iterator[Callable[[Fetched], Loaded]]:
+        """Decodes what was fetched: in this process, or in another where a worker has died over the shard."""
+        size, limits, seconds = self._bundle.input_size, self._limits, self._config.decode_seconds
+        if has_died:
+            with IsolatedDecoder(limits, seconds) as isolated:
+                yield lambda data: isolated.load(data, size, several_frames=True)
+            return
+        # Only a worker of Ray is started again.
+        is_worker = ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+        limited = ends_process_after if is_worker else contextlib.nullcontext
+
+        def decode(data: Fetched) -> Loaded:
+            with limited(seconds):
+                return load.load(data, size, limits, several_frames=True)
+
+        yield decode
+
+    def _score(self, shard: int, planned: pa.Table, decode: Callable[[Fetched], Loaded]) -> pa.Table:
+        """Score the planned images of a shard, write what came of them, and report it."""
         clock = _Clock()
         waiting: list[_Image] = []
         asked: deque[_Batch] = deque()
@@ -165,17 +178,17 @@ class ShardScorer:
             clock.lap("seconds_waiting_for_bytes")
             read += len(data) if isinstance(data, bytes) else 0
             self._refuse_a_store_that_is_gone(data)
-            images = decode_one(uri, data, self._bundle.input_size, self._limits)
+            images = images_of(uri, decode(data))
             (rejects if images[0].pixels is None else waiting).extend(images)
             clock.lap("seconds_decoding")
             while len(waiting) >= self._config.batch_size:
-                asked.append(self._ask(waiting[: self._config.batch_size], shard))
+                asked.append(self._ask(waiting[: self._config.batch_size]))
                 waiting = waiting[self._config.batch_size :]
                 if len(asked) > _BATCHES_AHEAD:
                     scores.append(self._scores(asked.popleft()))
                 clock.lap("seconds_predicting")
         if waiting:
-            asked.append(self._ask(waiting, shard))
+            asked.append(self._ask(waiting))
         scores += map(self._scores, asked)
         scored, rejected = most_suspicious_frames(pa.concat_tables(scores)), self._rejects(rejects)
         clock.lap("seconds_predicting")
@@ -198,14 +211,27 @@ class ShardScorer:
                 f"{self._unreachable} images in a row could not be fetched, the last because: {data.reason}"
             )
 
-    def _ask(self, images: list[_Image], shard: int) -> _Batch:
+    def _own_privacy(self) -> Privacy:
+        """With the key of this node: it does not travel through Ray. Raises MelanomaError where it is not the driver's,
+        as a patient would go by another name here."""
+        own, wanted = privacy.from_environment(self._config.hold_back_annotated), self._plan.details.pseudonym_key
+        if own.fingerprint() != wanted:
+            has = "none" if own.key is None else "one, and the driver none" if wanted is None else "another"
+            raise MelanomaError(
+                f"{privacy.KEY} is not the driver's on {socket.gethostname()}, which has {has}: give every node the "
+                "same, from a secret store, before Ray starts there"
+            )
+        return own
+
+    def _ask(self, images: list[_Image]) -> _Batch:
         pixels = np.stack([image.pixels for image in images if image.pixels is not None])
-        if self._predictor:
-            return _Batch(images, pixels, self._predictor.logits(pixels))
-        return _Batch(images, pixels, self._gpus[shard % len(self._gpus)].logits.remote(pixels))
+        if self._gpus:
+            return _Batch(images, pixels, self._gpus.ask(pixels))
+        assert self._predictor
+        return _Batch(images, pixels, self._predictor.logits(pixels))
 
     def _scores(self, batch: _Batch) -> pa.Table:
-        logits = batch.logits if self._predictor else ray.get(batch.logits)
+        logits = self._gpus.answer(batch.logits) if self._gpus else batch.logits
         images = batch.images
         patients = [self._privacy.columns(image.header) for image in images]
         predicted = columns(self._bundle, batch.pixels, logits)

@@ -1,7 +1,15 @@
-"""The schemas of what a scoring run writes: scores, alerts and rejects."""
+"""The tables that a scoring run writes, scores, alerts and rejects, and how they stand in files.
+
+Two columns, `run_id` and `run_date`, are the names of the folders, and the files do not have them, as in every
+partitioned data set: what reads the folder adds them. Arrow refuses files that have them as well, pandas unless they
+are dictionaries, a data set of pyarrow if they are.
+"""
+
+import struct
 
 import pyarrow as pa
 
+from melanoma import storage
 from melanoma.model.triage import PREDICTION_FIELDS
 
 # What a DICOM header says of one image, as `melanoma.privacy` lets it out; null where there is none.
@@ -13,8 +21,7 @@ PATIENT_FIELDS: list[pa.Field] = [
     pa.field("is_held_back", pa.bool_()),  # no page shows the picture
 ]
 
-# The two columns that stand in the folder names too. pandas and pyarrow read a folder's name=value as a dictionary, and
-# refuse a folder whose files hold the column as another type.
+# One value in all rows of a run.
 _PARTITION = pa.dictionary(pa.int32(), pa.string())
 
 SCORES = pa.schema(
@@ -53,3 +60,28 @@ REJECTS = pa.schema(
         ("content_sha256", pa.string()),  # null where no content was read
     ]
 )
+
+
+def in_file(table: pa.Table) -> pa.Table:
+    """What a file holds of a table of a run."""
+    return table.drop_columns(["run_id", "run_date"])
+
+
+def of_run(file: pa.Table, schema: pa.Schema, run_id: str, run_date: str) -> pa.Table:
+    """The columns `schema` of a file of a run, which an earlier version of this program may have written."""
+    table = storage.completed(file, schema)
+    for name, value in (("run_id", run_id), ("run_date", run_date)):
+        place = schema.get_field_index(name)
+        if place >= 0:
+            values = _repeated(value, len(file)).cast(schema.field(place).type)
+            table = table.set_column(place, schema.field(place), values)
+    return table
+
+
+def _repeated(value: str, rows: int) -> pa.DictionaryArray:
+    """The value in so many rows. Not with `pa.array`, which imports pandas: `melanoma alerts` does without."""
+    data = value.encode()
+    ends = pa.py_buffer(struct.pack("=2i", 0, len(data)))
+    words = pa.Array.from_buffers(pa.string(), 1, [None, ends, pa.py_buffer(data)])
+    places = pa.Array.from_buffers(pa.int32(), rows, [None, pa.py_buffer(bytes(4 * rows))])
+    return pa.DictionaryArray.from_arrays(places, words)

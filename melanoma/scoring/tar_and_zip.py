@@ -6,25 +6,32 @@ Nothing is unpacked to disk. Archives are as hostile as images: what a directory
 archive, and what is fetched with what the directory says.
 """
 
+import contextlib
 import dataclasses
 import io
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from melanoma.imaging.errors import ErrorKind, ImageError
-from melanoma.storage import ObjectInfo, Store
+from melanoma.scoring import zip_directory
+from melanoma.storage import ObjectInfo, Store, UnavailableError
 
 _READ = (".tar", ".zip")
 _NOT_READ = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
-_READ_AHEAD = {".tar": 8 * 2**20, ".zip": 64 * 2**10}  # bytes, while a directory is read
-_LARGEST_HEADER = 128 * 2**20  # bytes: of a zip's directory, or of the headers of one member of a tar
+_READ_AHEAD = {".tar": 8 * 2**20, ".zip": 2**20}  # bytes, while a directory is read
+_LARGEST_DIRECTORY = 512 * 2**20  # bytes, of a zip
+_LARGEST_HEADER = 2**20  # bytes, of the headers of one member of a tar
 _MOST_MEMBERS = 1_000_000
+_ENTRIES_COUNTED = 2**16  # a zip that is no zip64 counts its entries modulo this
+_MANY_MEMBERS = 50_000  # of archives with more of them, one is read at a time
+_of_many_members = threading.Lock()
 _LOCAL_HEADER = 30  # bytes, before the name
 _MOST_EXTRA = 1024  # bytes that a local header's name and extra field have as a rule
 HEADERS = _LOCAL_HEADER + _MOST_EXTRA
@@ -54,33 +61,36 @@ def is_archive(uri: str) -> bool:
     return uri.lower().endswith((*_READ, *_NOT_READ))
 
 
-def members(info: ObjectInfo, store: Store) -> Iterator[Member]:
+def members(info: ObjectInfo, store: Store) -> Generator[Member]:
     """The members of a tar or zip. Where it is damaged, the last member has the archive's own URI, and says so.
 
-    Raises UnavailableError, and OSError where it cannot be read.
+    Who does not take all of them closes the iterator: one thread at a time reads an archive of many members. Raises
+    UnavailableError, and OSError where it cannot be read.
     """
     suffix = info.uri.lower()[-4:]
     if suffix not in _READ:
         yield _refused(info.uri, "unsupported", "The members of such an archive cannot be fetched: use tar or zip")
         return
-    seen: set[str] = set()
-    copies = Counter[str]()
-    file = _Bounded(_Ranged(info, store), _READ_AHEAD[suffix])
+    # Digests, for a million names would be 200 MB. Two names of one digest would cost the second its plain name.
+    seen: set[int] = set()
+    copies = Counter[int]()
+    ranged = _Ranged(info, store)
+    found = _of_zip(info, ranged) if suffix == ".zip" else _of_tar(info, ranged, store)
     try:
-        for number, member in enumerate(_of_zip(info, file) if suffix == ".zip" else _of_tar(info, file, store)):
-            if number == _MOST_MEMBERS:
-                yield _refused(info.uri, "too_large", f"The archive has more than {_MOST_MEMBERS:,} members")
-                return
-            # Names that are not UTF-8 cannot stand in Parquet.
-            uri = name = member.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            while uri in seen:  # another image all the same
-                copies[name] += 1
-                uri = f"{name}#{copies[name] + 1}"
-            seen.add(uri)
-            yield dataclasses.replace(member, uri=uri)
-    except OSError:
+        with contextlib.ExitStack() as stack:
+            for number, member in enumerate(found):
+                if number == _MANY_MEMBERS:
+                    stack.enter_context(_of_many_members)
+                # Names that are not UTF-8 cannot stand in Parquet.
+                uri = name = member.uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                while hash(uri) in seen:  # another image all the same
+                    copies[hash(name)] += 1
+                    uri = f"{name}#{copies[hash(name)] + 1}"
+                seen.add(hash(uri))
+                yield dataclasses.replace(member, uri=uri)
+    except (OSError, UnavailableError):
         raise
-    # tarfile and zipfile raise nearly anything on damaged files.
+    # tarfile raises nearly anything on damaged files.
     except Exception:
         yield _refused(info.uri, "truncated", "The archive is damaged or cut short: fetch or export it again")
 
@@ -89,11 +99,20 @@ def _refused(uri: str, kind: ErrorKind, reason: str) -> Member:
     return Member(uri, 0, error_kind=kind, refused=f"{reason}.")
 
 
-def _of_tar(info: ObjectInfo, file: "_Bounded", store: Store) -> Iterator[Member]:
+def _too_many(info: ObjectInfo) -> Member:
+    return _refused(info.uri, "too_large", f"The archive has more than {_MOST_MEMBERS:,} members: cut it in parts")
+
+
+def _of_tar(info: ObjectInfo, ranged: "_Ranged", store: Store) -> Iterator[Member]:
+    file = _Bounded(ranged, _READ_AHEAD[".tar"])
     with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
         last = -1
-        for entry in tar:
+        for number, entry in enumerate(tar):
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            file.has_member()
+            if number == _MOST_MEMBERS:
+                yield _too_many(info)
+                return
             if entry.size < 0 or entry.offset <= last:
                 raise tarfile.ReadError  # it would go round in a circle
             last = entry.offset
@@ -116,29 +135,38 @@ def _of_tar(info: ObjectInfo, file: "_Bounded", store: Store) -> Iterator[Member
             yield _refused(info.uri, "unsupported", "The archive has data behind its end, which is not read")
 
 
-def _of_zip(info: ObjectInfo, file: "_Bounded") -> Iterator[Member]:
-    with zipfile.ZipFile(file) as archive:
-        held = 0
-        for entry in archive.infolist():
-            if entry.is_dir():
-                continue
-            uri = f"{info.uri}!/{entry.filename}"
-            held += entry.compress_size
-            if held > info.size:
-                # Members that share their bytes: https://www.bamsoftware.com/hacks/zipbomb/
-                yield _refused(info.uri, "too_large", "The members of the zip overlap: it is made to explode")
-                return
-            is_within = 0 <= entry.header_offset < info.size and entry.file_size < 2**62
-            if entry.flag_bits & 0x1:
-                yield _refused(uri, "unsupported", "The member is encrypted, and no password is known here")
-            elif entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                yield _refused(uri, "unsupported", "The member is compressed in a way that is not read: use deflate")
-            elif not is_within or entry.compress_size > entry.file_size + entry.file_size // 1000 + _MOST_EXTRA:
-                yield _refused(uri, "truncated", "The directory of the zip says of this member what cannot be")
-            else:
-                yield Member(
-                    uri, entry.file_size, entry.header_offset, entry.compress_size, is_zip=True, checksum=entry.CRC
-                )
+def _of_zip(info: ObjectInfo, ranged: "_Ranged") -> Iterator[Member]:
+    file = io.BufferedReader(ranged, _READ_AHEAD[".zip"])
+    end = zip_directory.read_end(file, info.size)
+    if end.entries > _MOST_MEMBERS or end.directory_size > _LARGEST_DIRECTORY:
+        yield _too_many(info)
+        return
+    number = held = 0
+    for number, entry in enumerate(zip_directory.entries(file, end), start=1):
+        if number > _MOST_MEMBERS:  # the end record does not say so
+            yield _too_many(info)
+            return
+        held += entry.length
+        if held > info.size:
+            # Members that share their bytes: https://www.bamsoftware.com/hacks/zipbomb/
+            yield _refused(info.uri, "too_large", "The members of the zip overlap: it is made to explode")
+            return
+        if not entry.name.endswith("/"):
+            yield _of_entry(f"{info.uri}!/{entry.name}", entry, info.size)
+    if (number - end.entries) % _ENTRIES_COUNTED:
+        reason = f"The zip has {number:,} members and says that it has {end.entries:,}: fetch or export it again"
+        yield _refused(info.uri, "truncated", reason)
+
+
+def _of_entry(uri: str, entry: zip_directory.Entry, archive_size: int) -> Member:
+    is_within = 0 <= entry.offset < archive_size and entry.size < 2**62
+    if entry.is_encrypted:
+        return _refused(uri, "unsupported", "The member is encrypted, and no password is known here")
+    if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return _refused(uri, "unsupported", "The member is compressed in a way that is not read: use deflate")
+    if not is_within or entry.length > entry.size + entry.size // 1000 + _MOST_EXTRA:
+        return _refused(uri, "truncated", "The directory of the zip says of this member what cannot be")
+    return Member(uri, entry.size, entry.offset, entry.length, is_zip=True, checksum=entry.checksum)
 
 
 def content(data: bytes, size: int, length: int, is_zip: bool, checksum: int | None) -> bytes | None:
@@ -213,11 +241,18 @@ def fetch(
 
 
 class _Bounded(io.BufferedReader):
-    """A reader that refuses large reads: tarfile and zipfile read at once as much as a header claims."""
+    """A reader for tarfile that refuses much for one member: a header claims any length, and may follow another."""
+
+    _left = _LARGEST_HEADER
+
+    def has_member(self) -> None:
+        """The headers of a member were read."""
+        self._left = _LARGEST_HEADER
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _LARGEST_HEADER:
+        if size is None or not 0 <= size <= self._left:
             raise ValueError(f"{size} bytes at once")
+        self._left -= size
         return super().read(size)
 
 

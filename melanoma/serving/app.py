@@ -1,7 +1,7 @@
 """Single images over HTTP, with Ray Serve: the same predictor as the nightly job, for a patient who is in the room.
 
-    POST /v1/predict    body: the image file; header X-API-Key. Answers what a row of scores carries.
-    GET  /healthz       no key
+    POST /v1/predict    body: the image file, or a form with it; header X-API-Key. Answers what a row of scores carries.
+    GET  /healthz       no key; HEAD, too
 
 200 a prediction, 401 no or a wrong key, 413 too large, 422 not an image that can be scored (`error_kind`, `error`).
 """
@@ -22,16 +22,22 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
-from melanoma import ray_session
+from melanoma import config, ray_session
 from melanoma.errors import InputError, MelanomaError
+from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.imaging.limits import Limits
+from melanoma.model import device
 from melanoma.model.bundle import Bundle
 from melanoma.model.bundle import load as load_bundle
 from melanoma.model.predictor import Predictor, predict_bytes
+from melanoma.serving import form
 
 KEY_VARIABLE = "MELANOMA_API_KEY"
 _SHORTEST_KEY = 16
 _APPLICATION = "melanoma"
+# What `curl -d @FILE` says of a file, and leaves out of it; with --data-binary it says the same and leaves out nothing.
+_OF_CURL = "application/x-www-form-urlencoded"
+_LEFT_OUT_BY_CURL = (b"\r", b"\n", b"\0")
 
 api = FastAPI(title="melanoma", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -57,13 +63,16 @@ class Endpoint:
     """One replica: it holds the model and answers."""
 
     def __init__(self, bundle: Bundle, api_key_digest: str) -> None:
+        device.use_no_gpu()
         self._predictor = Predictor(bundle, threads=1)
         self._key = api_key_digest
         self._limits = Limits()
+        # In a process of its own: a file that kills or hangs it takes no replica with it.
+        self._decoder = IsolatedDecoder(self._limits)
         # One picture at a time: a hostile one may take a gigabyte while it is decoded, eight of them the machine.
         self._worker = ThreadPoolExecutor(max_workers=1)
 
-    @api.get("/healthz")
+    @api.api_route("/healthz", methods=["GET", "HEAD"])
     def health(self) -> dict[str, str]:
         return {"status": "ok", "model_version": self._predictor.bundle.version}
 
@@ -72,17 +81,28 @@ class Endpoint:
         sent = key_digest(request.headers.get("x-api-key", ""))
         if not hmac.compare_digest(sent, self._key):
             return _error(401, "unauthorized", "Send the API key in the header X-API-Key.")
+        content_type = request.headers.get("content-type", "")
+        most = self._limits.max_bytes + (form.OVERHEAD if form.is_form(content_type) else 0)
         data = bytearray()
         async for chunk in request.stream():
             data += chunk
-            if len(data) > self._limits.max_bytes:
-                return _error(413, "too_large", f"The body has more than {self._limits.max_bytes} bytes.")
+            if len(data) > most:
+                return _error(413, "too_large", f"The body has more than {most} bytes.")
         # Off the event loop, which has to answer health checks while a picture is decoded.
         loop = asyncio.get_running_loop()
-        row = await loop.run_in_executor(self._worker, predict_bytes, self._predictor, bytes(data), self._limits)
-        if "error_kind" in row:
-            return JSONResponse(row, status_code=413 if row["error_kind"] == "too_large" else 422)
-        return JSONResponse(row)
+        return await loop.run_in_executor(self._worker, self._answer, content_type, bytes(data))
+
+    def _answer(self, content_type: str, body: bytes) -> JSONResponse:
+        try:
+            data = form.file_of(content_type, body) if form.is_form(content_type) else body
+        except InputError as error:
+            return _error(422, "form", str(error))
+        row = predict_bytes(self._predictor, data, self._limits, self._decoder)
+        if "error_kind" not in row:
+            return JSONResponse(row)
+        if content_type == _OF_CURL and data and not any(byte in data for byte in _LEFT_OUT_BY_CURL):
+            row["error"] += " `curl -d` damages files: send it with `curl --data-binary @FILE`."
+        return JSONResponse(row, status_code=413 if row["error_kind"] == "too_large" else 422)
 
 
 def start(bundle: Bundle, api_key: str, host: str, port: int) -> None:
@@ -105,15 +125,23 @@ def start(bundle: Bundle, api_key: str, host: str, port: int) -> None:
 
 
 def api_key_from_environment() -> str:
-    """The key, taken out of the environment, which a local Ray hands on to all its processes.
+    """The key, taken out of the environment, which a local Ray hands on to all its processes; without blanks and line
+    ends around it, which HTTP would leave out.
 
-    Raises InputError where there is no key, or one that could be guessed: there is no default key.
+    Raises InputError where there is no key, one that could be guessed, or one that no client can send: there is no
+    default key.
     """
-    key = os.environ.pop(KEY_VARIABLE, "")
+    key = config.secret(KEY_VARIABLE).strip()
+    os.environ.pop(KEY_VARIABLE, None)
     if len(key) < _SHORTEST_KEY:
         raise InputError(
             f"Set {KEY_VARIABLE} to a secret of at least {_SHORTEST_KEY} characters that clients send as X-API-Key, "
             "such as the output of `openssl rand -hex 24`."
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(
+            f"{KEY_VARIABLE} has characters that no client can send in a header: use letters and digits of ASCII, such "
+            "as the output of `openssl rand -hex 24`."
         )
     return key
 

@@ -138,7 +138,7 @@ class TrainConfig(Model):
     balance: Balance = Balance()
     augmentation: tuple[Augmentation, ...] = ()
     # The validation figure whose best epoch is kept; "last" keeps the last epoch, whatever its figures.
-    select_by: Literal["accuracy", "balanced_accuracy", "melanoma_auc", "last"] = "balanced_accuracy"
+    select_by: Literal["accuracy", "balanced_accuracy", "melanoma_auc", "malignant_auc", "last"] = "balanced_accuracy"
     # Stop when that figure has not risen for this number of epochs; null: all epochs are trained.
     patience: Positive | None = None
     # How many networks are trained, with the seeds seed, seed + 1, ...; the bundle's model is the mean of them.

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -19,6 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from melanoma import storage
 from melanoma.errors import InputError, MelanomaError
+from melanoma.model import device
+from melanoma.model.keras_settings import keras
 from melanoma.training import loop, networks, plan
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import DevelopmentSet, Split, TrainingData
@@ -98,6 +99,7 @@ def fit(config: TrainConfig, data: TrainingData, on_epoch: OnEpoch = lambda metr
     `on_epoch` is given the figures of each epoch that is trained here. Raises InputError where the run of that name
     learns something else, and MelanomaError where the training fails.
     """
+    device.use_no_gpu()
     name = str(config.run_name)
     claim_run_name(config, name, data)
     # Beside the driver: on any other node it would die with that node, and the training with it.
@@ -107,7 +109,7 @@ def fit(config: TrainConfig, data: TrainingData, on_epoch: OnEpoch = lambda metr
     checkpoint = result.get_best_checkpoint(_score(config), "max")
     if checkpoint is None:
         raise MelanomaError(f"Training ended without a checkpoint in {config.checkpoints}/{name}.")
-    model = networks.build(config.network, config.image_size, config.seed, pretrained=False)
+    model = networks.build(config.network, config.image_size, config.seed)
     up_to_best = loop.restore_kept(checkpoint, model)
     return Trained(model, loop.read_history(result.checkpoint), len(up_to_best) - 1)
 
@@ -140,11 +142,13 @@ def claim_run_name(config: TrainConfig, name: str, data: TrainingData) -> None:
 
 def _trainer(config: TrainConfig, name: str, data: TrainingData, progress: Queue) -> TensorflowTrainer:
     filesystem, path = storage.arrow_filesystem(config.checkpoints)
+    backbone = networks.pretrained_weights(config.network, config.image_size)
     return TensorflowTrainer(
         loop.run,
         train_loop_config={
             "config": config.model_dump(),
             "images": ray.put(data.images),
+            "backbone": None if backbone is None else ray.put(backbone),
             "train": data.train,
             "validation": data.validation,
             "progress": progress,

@@ -5,17 +5,15 @@ Keras 3 model and optimizer can in a hand-written `strategy.run`. The optimizer 
 so the loss of each is divided by the *global* batch.
 """
 
-import contextlib
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
+import joblib
 import numpy as np
 import ray
 import ray.train
@@ -23,22 +21,16 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from melanoma import taxonomy
+from melanoma.evaluation.predictions import side
+from melanoma.model import device
+from melanoma.model.keras_settings import keras
 from melanoma.training import networks, plan
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import Split
 from melanoma.training.input import training_batches
+from melanoma.training.learner import Learner, averaged, exchange, make_normalize
 
 Step = Callable[[tuple[Any, Any, Any, Any]], Any]
-
-
-@dataclass(frozen=True)
-class Learner:
-    """A network in training, with all that a checkpoint has to bring back."""
-
-    model: keras.Model
-    optimizer: keras.Optimizer
-    # Weights with the variables of their running means (Polyak and Juditsky 1992, doi:10.1137/0330046), or none.
-    averages: Sequence[tuple[Any, Any]]
 
 
 def label_loss(logits: Any, targets: Any, smoothing: float) -> Any:
@@ -124,23 +116,6 @@ def make_step(learner: Learner, strategy: tf.distribute.Strategy, config: TrainC
     return step
 
 
-@tf.function
-def exchange(model: keras.Model, loss: Any, strategy: tf.distribute.Strategy) -> Any:
-    """At the end of an epoch: the sum of the workers' `loss`; and the moving statistics, which each worker has of its
-    own images, become their mean on all of them."""
-    statistics = [variable for variable in model.non_trainable_variables if variable.dtype == "float32"]
-
-    def on_replica() -> Any:
-        context = tf.distribute.get_replica_context()
-        if statistics:
-            values = [tf.identity(variable.value) for variable in statistics]  # on this replica
-            for variable, mean in zip(statistics, context.all_reduce(tf.distribute.ReduceOp.MEAN, values), strict=True):
-                variable.assign(mean)
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(loss))
-
-    return strategy.experimental_local_results(strategy.run(on_replica))[0]
-
-
 def _neighbours(values: Any) -> Any:
     """`values` [n, ...] with the rows of each pair (0, 1), (2, 3), ... exchanged."""
     shape = tf.shape(values)
@@ -152,23 +127,28 @@ def run(settings: dict[str, Any]) -> None:
     """What `TensorflowTrainer` runs on each worker.
 
     `settings`, as `melanoma.training.fit` makes them: `config`, a TrainConfig as a dict; `images`, a reference to uint8
-    RGB [n, size, size, 3] in Ray's object store; `train` and `validation`, each a Split; `progress`, a queue that is
-    given the figures of each epoch, or None.
+    RGB [n, size, size, 3] in Ray's object store; `backbone`, one to the pretrained weights, or None; `train` and
+    `validation`, each a Split; `progress`, a queue that is given the figures of each epoch, or None.
     """
     config = TrainConfig.model_validate(settings["config"])
     train: Split = settings["train"]
     validation: Split = settings["validation"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    if not config.use_gpu:
+        device.use_no_gpu()
     strategy = _strategy(config.seed, workers, context.get_local_world_size())
 
     steps = plan.steps_per_epoch(len(train.rows), config.batch_size)
     checkpoint = ray.train.get_checkpoint()
-    learner = make_learner(config, steps, workers, strategy, pretrained=checkpoint is None)
+    # A checkpoint brings all weights.
+    backbone = ray.get(settings["backbone"]) if settings["backbone"] is not None and checkpoint is None else None
+    learner = make_learner(config, steps, workers, strategy, backbone)
     predict = tf.function(lambda images: learner.model(images, training=False))
     history = restore(checkpoint, learner) if checkpoint else []
     images = ray.get(settings["images"])  # no copy: workers of one node share it
     fed = feed(settings["images"], train, config, range(len(history), config.epochs), rank, workers)
+    own_rows = plan.worker_part(plan.statistics_rows(train.rows, config.batch_size, config.seed), rank, workers)
     step: Step | None = None
     for epoch in range(len(history), config.epochs):
         if stopped_early(history, config):
@@ -177,11 +157,12 @@ def run(settings: dict[str, Any]) -> None:
             if config.network.frozen_epochs:
                 learner.model.get_layer(networks.BACKBONE).trainable = epoch >= config.network.frozen_epochs
             step = make_step(learner, strategy, config)
+            normalize = make_normalize(learner.model, images, own_rows, strategy)
         began = time.monotonic()
         total, waited = train_epoch(step, fed, steps)
         total = float(exchange(learner.model, tf.constant(total), strategy))
         trained = time.monotonic() - began
-        with _averaged(learner) as kept:
+        with averaged(learner, normalize) as kept:
             logits = validation_logits(predict, images, validation.rows, rank, workers, strategy)
         metrics = {
             "epoch": epoch + 1,
@@ -200,11 +181,12 @@ def run(settings: dict[str, Any]) -> None:
 
 def _strategy(seed: int, workers: int, workers_here: int) -> tf.distribute.Strategy:
     """TensorFlow set up for one of `workers`, of which `workers_here` share this machine."""
-    # All cores of the machine, shared by its workers: Ray limits no thread, it only counts reservations.
-    threads = max(1, len(os.sched_getaffinity(0)) // workers_here)
+    # All cores of the machine, or of its container, shared by its workers: Ray limits no thread, it only counts what is
+    # reserved.
+    threads = max(1, joblib.cpu_count() // workers_here)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    if tf.config.list_physical_devices("GPU"):
+    if tf.config.get_visible_devices("GPU"):
         # On CPUs the same operations in the same order give the same bits without it, and 12% sooner.
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(seed)
@@ -212,7 +194,11 @@ def _strategy(seed: int, workers: int, workers_here: int) -> tf.distribute.Strat
 
 
 def make_learner(
-    config: TrainConfig, steps_per_epoch: int, workers: int, strategy: tf.distribute.Strategy, pretrained: bool
+    config: TrainConfig,
+    steps_per_epoch: int,
+    workers: int,
+    strategy: tf.distribute.Strategy,
+    backbone: Sequence[np.ndarray] | None = None,
 ) -> Learner:
     """The network at its start.
 
@@ -221,15 +207,13 @@ def make_learner(
         steps_per_epoch: What the schedule of the learning rate counts in.
         workers: How many train it.
         strategy: Theirs.
-        pretrained: False where a checkpoint will bring the weights.
+        backbone: See `networks.build`.
 
     Returns:
         The network with its optimizer and, if configured, its averaged weights.
     """
     with strategy.scope():
-        model = networks.build(
-            config.network, config.image_size, config.seed, workers, config.precision, pretrained=pretrained
-        )
+        model = networks.build(config.network, config.image_size, config.seed, workers, config.precision, backbone)
         optimizer = make_optimizer(config, steps_per_epoch)
         optimizer.build(model.trainable_variables)
         averaged = model.trainable_variables if config.averaged_weights else []
@@ -276,13 +260,14 @@ def feed(
 
 def train_epoch(step: Step, fed: Iterator[tuple[Any, Any, Any, Any]], steps: int) -> tuple[float, float]:
     """The sum of this worker's losses, and the seconds that it has waited for batches."""
-    total = waited = 0.0
+    waited = 0.0
+    losses = []  # on the device: to fetch one is to wait for its step, and the device then for the next
     for _ in range(steps):
         asked = time.monotonic()
         batch = next(fed)
         waited += time.monotonic() - asked
-        total += float(step(batch))
-    return total, waited
+        losses.append(step(batch))
+    return float(sum(np.asarray(tf.stack(losses)).tolist())), waited
 
 
 def stopped_early(history: Sequence[dict[str, float]], config: TrainConfig) -> bool:
@@ -291,17 +276,6 @@ def stopped_early(history: Sequence[dict[str, float]], config: TrainConfig) -> b
         return False
     figures = [epoch[config.select_by] for epoch in history]
     return len(figures) - 1 - int(np.argmax(figures)) >= config.patience
-
-
-@contextlib.contextmanager
-def _averaged(learner: Learner) -> Iterator[list[np.ndarray]]:
-    """Within the block the model has its averaged weights, if any; yields all its weights of the block."""
-    raw = [keras.ops.convert_to_numpy(variable) for variable, _ in learner.averages]
-    for variable, average in learner.averages:
-        variable.assign(keras.ops.convert_to_numpy(average))
-    yield [keras.ops.convert_to_numpy(variable) for variable in learner.model.variables]
-    for (variable, _), value in zip(learner.averages, raw, strict=True):
-        variable.assign(value)
 
 
 def validation_logits(
@@ -334,30 +308,47 @@ def validation_logits(
     return np.asarray(part)[: len(rows)]
 
 
+FIGURES = ("accuracy", "balanced_accuracy", "melanoma_auc", "malignant_auc")
+
+
+def figures_of(labels: Sequence[str]) -> list[str]:
+    """Those of `FIGURES` that labels of validation tell: an AUC takes images of both sides."""
+    sides = {"melanoma_auc": side(labels, taxonomy.melanoma_of), "malignant_auc": side(labels, taxonomy.malignant_of)}
+    return [name for name in FIGURES if name not in sides or (sides[name].yes.any() and sides[name].no.any())]
+
+
 def validation_metrics(logits: np.ndarray, labels: tuple[str, ...]) -> dict[str, float]:
-    """Quick figures to follow training by and to choose the best epoch; the report's come from evaluation/."""
+    """Quick figures to follow training by and to choose the best epoch; the report's come from evaluation/.
+
+    The accuracies are of the images whose label is a class. Where there is none, as of "benign" and "malignant", an
+    image is right when its label has more than half of the probability. A figure that the labels do not tell is not
+    there, see `figures_of`.
+    """
     wanted = plan.targets(labels)
     losses = np.asarray(label_loss(tf.constant(logits), tf.constant(wanted), 0.0))
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    classes = taxonomy.merged_classes(labels)
+    fine = {label for label in set(labels) if taxonomy.is_class(label)}
+    classed = np.array([label in fine for label in labels])
+    classes = taxonomy.merged_classes(fine)
     membership = plan.targets(classes)  # [classes of this set, codes]
     predicted = np.array(classes)[np.argmax(probabilities @ membership.T, axis=1)]
     # A label may be narrower than its class where a set holds both "AK" and "AK|SCC".
     correct = np.array([set(taxonomy.codes_of(a)) <= set(b.split("|")) for a, b in zip(labels, predicted, strict=True)])
-    melanoma = np.array(labels) == taxonomy.MELANOMA
-    auc = (
-        float(roc_auc_score(melanoma, probabilities[:, taxonomy.CODES.index(taxonomy.MELANOMA)]))
-        if 0 < melanoma.sum() < len(melanoma)
-        else 0.5
-    )
-    recalls = [correct[np.array(labels) == label].mean() for label in sorted(set(labels))]
-    return {
-        "validation_loss": float(losses.mean()),
-        "accuracy": float(correct.mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "melanoma_auc": auc,
-    }
+    if not classed.any():
+        correct, classed = (probabilities * wanted).sum(axis=1) > 0.5, ~classed
+    of_label = np.array(labels)
+    recalls = [correct[of_label == label].mean() for label in sorted(set(of_label[classed]))]
+    figures = {"accuracy": float(correct[classed].mean()), "balanced_accuracy": float(np.mean(recalls))}
+    for name, of, codes in (
+        ("melanoma_auc", taxonomy.melanoma_of, [taxonomy.MELANOMA]),
+        ("malignant_auc", taxonomy.malignant_of, taxonomy.MALIGNANT),
+    ):
+        if name in figures_of(labels):
+            known = side(labels, of)
+            score = probabilities[:, [taxonomy.CODES.index(code) for code in codes]].sum(axis=1)
+            figures[name] = float(roc_auc_score(known.yes[known.known], score[known.known]))
+    return {"validation_loss": float(losses.mean()), **figures}
 
 
 def report(
@@ -371,7 +362,7 @@ def report(
         metrics: The figures of the epoch.
         history: Those of all epochs so far, this one included.
         learner: What is trained.
-        kept: All weights of the model to be kept, see `_averaged`.
+        kept: All weights of the model to be kept, see `averaged`.
         rank: This worker's number, from 0.
     """
     if rank > 0:

@@ -45,6 +45,22 @@ def measure(probabilities: np.ndarray, labels: Sequence[str], groups: Sequence[s
     return Figures.of(compute_metrics(table.assign(p_melanoma=table[f"p_{taxonomy.MELANOMA}"]), seed=seed).to_json())
 
 
+def in_words(epoch: Mapping[str, float]) -> str:
+    """The figures of an epoch on validation, see `melanoma.training.loop.validation_metrics`."""
+    names = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced",
+        "melanoma_auc": "melanoma AUC",
+        # Of interest where labels say no more.
+        **({} if "melanoma_auc" in epoch else {"malignant_auc": "malignant AUC"}),
+    }
+    return ", ".join(f"{title} {epoch[name]:.3f}" for name, title in names.items() if name in epoch)
+
+
 def cell(estimate: Estimate) -> str:
     """An estimate with its interval, for a table."""
+    if estimate.value is None:
+        return "not defined"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -20,7 +20,9 @@ How to add a network:
 A configuration then trains it (``network: {name: ...}``), and everything after the training takes it as it is.
 """
 
+import contextlib
 import difflib
+import functools
 import inspect
 import sys
 import tempfile
@@ -28,11 +30,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
+import numpy as np
 import tensorflow as tf
 
 from melanoma import storage, taxonomy
 from melanoma.errors import InputError
+from melanoma.model import keras_settings
+from melanoma.model.keras_settings import keras
 from melanoma.training.config import Network
 
 BACKBONE = "backbone"  # the layer that holds the pretrained part, where a network has one
@@ -77,7 +81,7 @@ def build(
     seed: int,
     workers: int = 0,
     precision: str = "float32",
-    pretrained: bool = True,
+    backbone: Sequence[np.ndarray] | None = None,
 ) -> keras.Model:
     """The network of a configuration, with weights drawn from `seed`.
 
@@ -88,20 +92,21 @@ def build(
         workers: How many train it, each on an equal part of every batch; 0 gives the same network, with its weights in
             the same order, to predict with and to save.
         precision: A policy of Keras, such as "mixed_bfloat16": the variables and the logits stay float32.
-        pretrained: Whether to load the weights that the configuration names; without, a checkpoint has to bring them.
+        backbone: The weights of the pretrained part, see `pretrained_weights`; None draws them from the seed, too.
 
     Returns:
         A model of uint8 RGB [batch, size, size, 3] to float32 logits [batch, classes].
 
     Raises:
-        InputError: Where there is no network of that name, or its weights cannot be had.
+        InputError: Where there is no network of that name, or it takes no such pictures.
     """
+    keras_settings.apply()
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
         if network.name in _NETWORKS:
             return _NETWORKS[network.name](network, size, seed, workers)
-        return _application(network, size, seed, workers, pretrained)
+        return _application(network, size, seed, workers, backbone)
     finally:
         keras.config.set_dtype_policy(before)
 
@@ -184,24 +189,15 @@ def _student(network: Network, size: int, seed: int, workers: int) -> keras.Mode
 _NETWORKS: dict[str, Callable[[Network, int, int, int], keras.Model]] = {"residual": _residual, "student": _student}
 
 
-def _application(network: Network, size: int, seed: int, workers: int, pretrained: bool) -> keras.Model:
+def _application(
+    network: Network, size: int, seed: int, workers: int, weights: Sequence[np.ndarray] | None
+) -> keras.Model:
     """A network of keras.applications without its top, with its own preprocessing inside the graph."""
-    make, preprocess = _application_of(network.name)
-    weights = network.weights if pretrained else None
+    _, preprocess = _application_of(network.name)
     keras.utils.set_random_seed(seed)  # its initializers draw from the global generator
-    try:
-        backbone = make(
-            weights="imagenet" if weights == "imagenet" else None, include_top=False, input_shape=(size, size, 3)
-        )
-        if weights not in (None, "imagenet"):
-            _load_weights(backbone, str(weights))
-    except InputError:
-        raise
-    except Exception as error:  # what Keras says of the size, and what the download ran into
-        wanted = f" with weights {weights!r}" if weights else ""
-        raise InputError(
-            f"The network {network.name} cannot be built for images of {size} pixels{wanted}: {_first_line(error)}"
-        ) from None
+    backbone = _backbone(network.name, size)
+    if weights is not None:
+        backbone.set_weights(weights)
     if workers:
         backbone = _for_workers(backbone, network, workers)
     backbone.name = BACKBONE
@@ -213,6 +209,57 @@ def _application(network: Network, size: int, seed: int, workers: int, pretraine
     x = keras.layers.GlobalAveragePooling2D()(backbone(x))
     x = keras.layers.Dropout(network.dropout, seed=seed)(x)
     return keras.Model(inputs, _logits(x, _initializers(seed)), name="application")
+
+
+def _backbone(name: str, size: int) -> keras.Model:
+    make, _ = _application_of(name)
+    try:
+        return make(weights=None, include_top=False, input_shape=(size, size, 3))
+    except Exception as error:  # what Keras says of the size
+        raise InputError(
+            f"The network {name} cannot be built for images of {size} pixels: {_first_line(error)}"
+        ) from None
+
+
+@functools.lru_cache(maxsize=1)
+def pretrained_weights(network: Network, size: int) -> list[np.ndarray] | None:
+    """The weights that a configuration names for the pretrained part, or None where it names none.
+
+    They are loaded once, by the driver, which hands them on: its workers need neither the internet nor a cache.
+
+    Args:
+        network: Which one.
+        size: The side of its pictures in pixels.
+
+    Returns:
+        The weights, in Keras's order.
+
+    Raises:
+        InputError: Where they cannot be had, are not those of this network, or are no numbers.
+    """
+    if network.weights is None:
+        return None
+    backbone = _backbone(network.name, size)
+    if network.weights == "imagenet":
+        backbone = _of_imagenet(network.name, size)
+    else:
+        _load_weights(backbone, network.weights)
+    weights: list[np.ndarray] = backbone.get_weights()
+    if not all(np.isfinite(each).all() for each in weights):
+        raise InputError(f"The weights {network.weights} of {network.name} are not all finite numbers.")
+    return weights
+
+
+def _of_imagenet(name: str, size: int) -> keras.Model:
+    make, _ = _application_of(name)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where Keras shows the progress of a download
+            return make(weights="imagenet", include_top=False, input_shape=(size, size, 3))
+    except Exception as error:  # what the download ran into, or a file that is not what Keras's digest says
+        raise InputError(
+            f"The weights 'imagenet' of {name} cannot be had: {_first_line(error)} Set network.weights to a file or "
+            "URI of them, or to null."
+        ) from None
 
 
 def _application_of(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:

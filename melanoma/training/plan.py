@@ -12,6 +12,8 @@ import numpy as np
 from melanoma import taxonomy
 from melanoma.training.config import Balance, Copies
 
+_STATISTICS_BATCHES = 32
+
 
 def targets(labels: Sequence[str]) -> np.ndarray:
     """float32 [n, classes], 1 for each code that a label covers: "AK|SCC" has two ones."""
@@ -171,6 +173,13 @@ def mixup_shares(shape: tuple[int, int], mixup: float, seed: int, epoch: int) ->
         return np.ones(shape, dtype=np.float32)
     shares = np.random.default_rng([seed, 6, epoch]).beta(mixup, mixup, size=shape)
     return np.maximum(shares, 1 - shares).astype(np.float32)
+
+
+def statistics_rows(rows: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
+    """Of which of the training images `rows` [n] the averaged weights get their statistics: int64 [batches,
+    batch_size], at most 32 batches."""
+    batches = min(steps_per_epoch(len(rows), batch_size), _STATISTICS_BATCHES)
+    return np.resize(np.random.default_rng([seed, 7]).permutation(rows), (batches, batch_size))
 
 
 def worker_part(batches: np.ndarray, rank: int, workers: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The figures of each epoch, in TensorBoard's event files and in MLflow, if the configuration names them."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import time
@@ -17,6 +18,8 @@ OnEpoch = Callable[[dict[str, float]], None]
 MODEL_VERSION = "model_version"
 _RUN_NAME = "melanoma.run_name"
 _LONGEST_VALUE = 500  # characters of a parameter that every version of MLflow takes
+_LONGEST_ERROR = 1000  # characters of an error
+_DATABASE = re.compile(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?:")
 
 
 def check_usable(config: TrainConfig) -> None:
@@ -133,15 +136,23 @@ def _experiment(config: TrainConfig) -> tuple[Any, str]:
     """MLflow's client, and the id of the experiment, which is made where there is none."""
     # Seven attempts, each later than the one before, would hold a training up for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # A folder needs neither a server nor more packages; MLflow would have its users move on to databases.
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     try:
         from mlflow import MlflowClient
     except ImportError:
         raise InputError(
             "tracking.mlflow is set, and MLflow is not installed: pip install 'melanoma[mlflow]', or leave it out."
         ) from None
-    name = config.tracking.experiment
+    uri, name = str(config.tracking.mlflow), config.tracking.experiment
+    if _DATABASE.match(uri) and importlib.util.find_spec("sqlalchemy") is None:
+        raise InputError(
+            f"tracking.mlflow is {_readable(uri)}, and MLflow opens databases only where all of it is installed: "
+            "pip install mlflow, or name a folder or the http:// address of an MLflow server."
+        )
     try:
-        client = MlflowClient(str(config.tracking.mlflow))
+        # The registry is not used, but one of the user's environment that cannot be reached would be refused.
+        client = MlflowClient(uri, registry_uri=uri)
         found = client.get_experiment_by_name(name)
         return client, found.experiment_id if found else client.create_experiment(name)
     except Exception as error:
@@ -156,9 +167,11 @@ def _unusable(error: Exception) -> InputError:
     return InputError(f"MLflow cannot be written to as tracking.mlflow says: {_readable(error)}")
 
 
-def _readable(error: Exception) -> str:
+def _readable(error: Exception | str) -> str:
     """One line, without the user and password of a URI."""
-    line = " ".join(str(error).split())[:400] or type(error).__name__
+    line = " ".join(str(error).split()) or type(error).__name__
+    if len(line) > _LONGEST_ERROR:
+        line = f"{line[:_LONGEST_ERROR].rpartition(' ')[0]} ..."
     return re.sub(r"//[^/\s]*@", "//", line)
 
 

@@ -2,7 +2,7 @@
 
 import datetime
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -14,21 +14,23 @@ from melanoma.catalog.leaks import split_groups
 from melanoma.errors import InputError, MelanomaError
 from melanoma.evaluation.calibration import fit_temperature
 from melanoma.evaluation.card import model_card
-from melanoma.evaluation.operating_point import choose_thresholds, operating_point
+from melanoma.evaluation.operating_point import choose_thresholds
+from melanoma.evaluation.predictions import side
 from melanoma.evaluation.run import Evaluation, evaluate_frame
+from melanoma.evaluation.wording import training_gap
 from melanoma.imaging.decode import PREPROCESSING
 from melanoma.model import bundle as bundles
-from melanoma.model import outliers
+from melanoma.model import device, outliers
 from melanoma.model.bundle import Bundle
-from melanoma.model.manifest import Calibration, Draft, Member, TrainingFacts
+from melanoma.model.manifest import Calibration, Draft, Member, Thresholds, TrainingFacts
 from melanoma.model.predictor import CompiledNetwork, calibrated
-from melanoma.training import fit, networks, plan, tracking, twin
+from melanoma.training import fit, loop, networks, plan, tracking, twin
 from melanoma.training.augment import operations
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import DevelopmentSet, TrainingData, development_rows
 from melanoma.training.fit import Trained
 from melanoma.training.input import cache_images
-from melanoma.training.measure import Figures, measure
+from melanoma.training.measure import Figures, in_words, measure
 from melanoma.training.tracking import OnEpoch
 from melanoma.version import program_version
 
@@ -66,6 +68,8 @@ def train(
     rows = development_rows(frame)
     on_distribution(_class_distribution(config, rows))
     train_count = int((rows["split"] == "train").sum())
+    if gap := training_gap({"train": plan.class_counts(rows.loc[rows["split"] == "train", "label"].tolist())}):
+        say(gap)
     say(f"Decoding {len(rows)} images ({train_count} train, {len(rows) - train_count} validation).")
     development = DevelopmentSet(rows, cache_images(rows["uri"].tolist(), config.image_size))
     exhibit = twin.train_twin(config, frame, development, on_epoch, say) if config.leaked_twin else None
@@ -90,16 +94,20 @@ def check_inputs(config: TrainConfig) -> pd.DataFrame:
         labels = schema.usable(frame, name)["label"]
         if labels.empty:
             raise InputError(f"The catalog {config.catalog} has no {name} images: split it with `melanoma split`.")
-        if taxonomy.MELANOMA not in set(labels):
+        if not any(taxonomy.malignant_of(label) for label in labels.unique()):
             raise InputError(f"The {name} split of {config.catalog} has no melanoma: nothing could be learned of it.")
     if leaks := split_groups(frame):
         raise InputError(
             f"The catalog {config.catalog} has {len(leaks)} groups in more than one split, so its figures would be "
             "leaked: run `melanoma split` on it."
         )
-    _check_operating_point(config, schema.usable(frame, "validation"))
+    validation = schema.usable(frame, "validation")
+    check_figure(config.select_by, validation["label"].tolist(), config.catalog)
+    _check_operating_point(config, validation)
     _check_workers(config)
+    device.use_no_gpu()
     networks.build(config.network, config.image_size, config.seed)
+    networks.pretrained_weights(config.network, config.image_size)
     operations(config.augmentation)
     if config.balance.copies:
         operations(config.balance.copies.augmentation)
@@ -109,15 +117,32 @@ def check_inputs(config: TrainConfig) -> pd.DataFrame:
     return frame
 
 
+def check_figure(figure: str, labels: Sequence[str], catalog: str) -> None:
+    """Raise InputError where the labels of validation do not tell the figure that an epoch is chosen by."""
+    if figure in ("melanoma_auc", "malignant_auc") and figure not in loop.figures_of(labels):
+        raise InputError(
+            f"The labels of the validation split of {catalog} do not tell the {figure.replace('_', ' ')}: choose by "
+            f"another of {', '.join(loop.figures_of(labels))}."
+        )
+
+
 def _check_operating_point(config: TrainConfig, validation: pd.DataFrame) -> None:
-    """Whether a perfect model's threshold could be chosen: it is known before the training, and fatal after it."""
-    melanoma = (validation["label"] == taxonomy.MELANOMA).to_numpy()
-    groups = validation["group_id"].to_numpy(dtype=object)
-    point = config.operating_point
+    """Whether a perfect model's thresholds could be chosen: it is known before the training, and fatal after it."""
+    labels = validation["label"].tolist()
+    of_label = taxonomy.melanoma_of if taxonomy.MELANOMA in labels else taxonomy.malignant_of
+    perfect = side(labels, of_label).yes.astype(np.float32)
     try:
-        operating_point(melanoma, melanoma.astype(np.float32), groups, point.sensitivity, point.bound)
+        _thresholds(config, labels, perfect, validation["group_id"].to_numpy(dtype=object))
     except ValueError as error:
         raise InputError(f"The operating point of {config.catalog} cannot be chosen: {error}.") from None
+
+
+def _thresholds(config: TrainConfig, labels: Sequence[str], p_melanoma: np.ndarray, group: np.ndarray) -> Thresholds:
+    """The alert thresholds by the images of validation, [n] each; raises ValueError as `choose_thresholds` does."""
+    point = config.operating_point
+    return choose_thresholds(
+        labels, p_melanoma, group, point.sensitivity, point.bound, urgent_specificity=point.urgent_specificity
+    )
 
 
 def _check_workers(config: TrainConfig) -> None:
@@ -173,11 +198,7 @@ def _train_members(
         with tracking.track(member, say) as track_epoch:
             trained = fit.fit(member, data, _both(on_epoch, track_epoch))
         chosen = "Last epoch" if config.select_by == "last" else f"Best epoch by {config.select_by}:"
-        best = trained.at_best
-        say(
-            f"{chosen} {trained.best + 1} of {len(trained.history)}, accuracy {best['accuracy']:.3f}, balanced "
-            f"{best['balanced_accuracy']:.3f}, melanoma AUC {best['melanoma_auc']:.3f}."
-        )
+        say(f"{chosen} {trained.best + 1} of {len(trained.history)}, {in_words(trained.at_best)}.")
         members.append(trained)
     return members
 
@@ -247,21 +268,14 @@ def _draft(config: TrainConfig, development: DevelopmentSet, logits: np.ndarray,
     count = development.train_count
     labels = development.labels[count:]
     temperature = fit_temperature(logits, plan.targets(labels))
-    point = config.operating_point
-    thresholds = choose_thresholds(
-        np.array(labels) == taxonomy.MELANOMA,
-        calibrated(logits, temperature)[:, _MELANOMA],
-        development.groups[count:],
-        sensitivity=point.sensitivity,
-        bound=point.bound,
-        urgent_specificity=point.urgent_specificity,
-    )
     draft = Draft(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         input_size=config.image_size,
         test_time_flips=config.test_time_flips,
         calibration=Calibration(method="temperature", temperature=temperature, fitted_on="validation"),
-        thresholds=thresholds,
+        thresholds=_thresholds(
+            config, labels, calibrated(logits, temperature)[:, _MELANOMA], development.groups[count:]
+        ),
         outliers=outliers.fit(development.images[:count], development.images[count:]),
         training=training,
         versions={
@@ -315,5 +329,6 @@ def _honest_figures(config: TrainConfig, development: DevelopmentSet, logits: np
 def _figures(report: Evaluation) -> dict[str, object]:
     """What the manifest repeats of metrics.json: figures alone, without the curves and tables."""
     metrics = report.metrics.to_json()
-    chosen = ("n", "n_melanoma", "leak_warning", "recall", "subgroups", *report.metrics.estimates())
+    counts = ("n", *(f"n_{what}" for what in ("melanoma", "melanoma_unknown", "malignant", "malignant_unknown")))
+    chosen = (*counts, "n_class_unknown", "leak_warning", "recall", "subgroups", *report.metrics.estimates())
     return {name: metrics[name] for name in chosen}

@@ -20,7 +20,7 @@ from melanoma.training.config import TrainConfig
 from melanoma.training.data import DevelopmentSet, Split, TrainingData
 from melanoma.training.fit import fit
 from melanoma.training.input import augmented_copies, cache_images
-from melanoma.training.measure import Figures, measure
+from melanoma.training.measure import Figures, cell, measure
 from melanoma.training.tracking import OnEpoch
 
 EXPLANATION = (
@@ -71,7 +71,7 @@ def train_twin(
     held_out = data.validation
     groups = development.groups[origin[held_out.rows]].tolist()
     leaked = measured(data.images[held_out.rows], held_out.labels, groups)
-    say(f"The leaked twin's validation accuracy, which is not to be believed: {leaked.accuracy.value:.3f}.")
+    say(f"The leaked twin's validation accuracy, which is not to be believed: {cell(leaked.accuracy)}.")
     exhibit = {"explanation": EXPLANATION, "leaked_validation": leaked}
     test = schema.usable(frame, "test")
     if not test.empty:

@@ -49,7 +49,7 @@ def clean(count: int = 300) -> pd.DataFrame:
 
 def apart(count: int = 30) -> pd.DataFrame:
     """Images that nothing joins, all of one label, all in train."""
-    frame = clean(count)
+    frame = clean(max(count, 30)).head(count)
     return frame.assign(group_id=[f"g{place}" for place in range(count)], label="NV", split="train").astype(object)
 
 
@@ -310,7 +310,8 @@ def test_reference_tables(tmp_path: Path, table: str, labels: list[str]) -> None
         ("a,b\n1,2\n", "needs a column image_id"),
         ("image,size\nISIC_0000001,2\n", "a column label"),
         ("image,label\nISIC_0000001,\n", "has no row with an image id and a label"),
-        ("image,label\nISIC_0000001,wart\n", "'wart', which is no diagnosis known here"),
+        ("image,label\nISIC_0000001,wart\n", "has no row with an image id and a label"),
+        ("image,label\nISIC_0000001,mole\n", r"words that are no diagnosis known here: 'mole' \(1\)"),
     ],
 )
 def test_what_is_no_reference(tmp_path: Path, table: str | None, hint: str) -> None:

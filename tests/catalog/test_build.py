@@ -20,6 +20,8 @@ from melanoma.imaging.limits import DEFAULT_LIMITS
 
 Lesion = Callable[..., bytes]
 
+NOT_MELANOMA = "AK|BCC|DF|NV|BKL|SK|SCC|VASC"
+
 
 def by_id(frame: pd.DataFrame, column: str) -> dict[str, Any]:
     assert frame["image_id"].is_unique
@@ -87,14 +89,14 @@ def test_folders_above_the_source_say_nothing(tmp_path: Path, lesion: Lesion) ->
     """A project called melanoma in a folder called test: its unlabelled images are no melanomas of a test split."""
     source = tmp_path / "test" / "melanoma" / "archive"
     fill(source, {"nevus/1.jpg": lesion("NV", 1), "unsorted/2.jpg": lesion("MEL", 2)})
-    frame = build([str(source)])
+    frame = build([str(source)], unlabelled=True)
     assert by_id(frame, "label") == {"1": "NV", "2": None}
     assert set(frame["split"]) == {None}
 
 
 def test_a_bucket_may_be_called_anything(s3: LocalS3, lesion: Lesion) -> None:
     fill(s3.root, {"melanoma/nevus/1.jpg": lesion("NV", 1), "melanoma/x/2.jpg": lesion("MEL", 2)})
-    frame = build(["s3://melanoma"])
+    frame = build(["s3://melanoma"], unlabelled=True)
     assert by_id(frame, "label") == {"1": "NV", "2": None}
     assert set(frame["source"]) == {"melanoma"}
 
@@ -108,7 +110,9 @@ def test_sources_that_are_none(tmp_path: Path, lesion: Lesion) -> None:
     assert refusal(tmp_path / "none").startswith(f"The source {tmp_path}/none cannot be read: ")
     assert refusal(tmp_path) == f"The source {tmp_path} holds no images."
     fill(tmp_path, {"a/1.jpg": lesion()})
-    assert refusal(tmp_path).startswith(f"No folder in {tmp_path} is named after a diagnosis")
+    assert refusal(tmp_path).startswith(
+        f"No folder in {tmp_path} is named after a diagnosis: there are 'a' (1). Expected"
+    )
     assert "of a kind that is not read here" in refusal("https://example.org/archive")
 
 
@@ -266,7 +270,7 @@ def test_isic_2019_ground_truth(images: Path) -> None:
     ("header", "words", "labels"),
     [
         # ISIC 2017 with the labels of 2019, where BKL is the challenge's word.
-        ("image_id,melanoma,isic2019_label", ["1,MEL", "0,BKL", "0,"], ["MEL", "BKL|SK", None]),
+        ("image_id,melanoma,isic2019_label", ["1,MEL", "0,BKL", "0,"], ["MEL", "BKL|SK", NOT_MELANOMA]),
         # An archive of originals.
         ("image_id,diagnosis,sex", ["nevus,f", "melanoma,", "unknown,m"], ["NV", "MEL", None]),
         ("image_name,patient_id,diagnosis", ["P1,melanoma", "P1,nevus", "P2,unknown"], ["MEL", "NV", None]),
@@ -290,11 +294,14 @@ def test_metadata_of_other_sets(images: Path, header: str, words: list[str], lab
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("path,label\nimages/ISIC_0000000.jpg,mole\n", "has the label 'mole', which is no diagnosis known here"),
-        ("path,label\nx.jpg,\nx.jpg,lentigo NOS\n", "has the label 'lentigo NOS'"),
+        (
+            "path,label\nimages/ISIC_0000000.jpg,mole\n",
+            "1 image has a word for the diagnosis that is not known here: 'mole' (1).",
+        ),
+        ("path,label\nx.jpg,\nx.jpg,mole\ny.jpg,nodule\nz.jpg,mole\n", "3 images have a word for the diagnosis"),
+        ("path,label\nx.jpg,\nx.jpg,mole\ny.jpg,nodule\nz.jpg,mole\n", "'mole' (2), 'nodule' (1)."),
         ("path,label,split\nx.jpg,nevus,holdout\n", "has the split 'holdout': use train, validation or test"),
         ("name,label\nx.jpg,nevus\n", "has neither a column 'path' nor 'image_id': its columns are name, label."),
-        ("path;label\nx.jpg;nevus\n", "its columns are path;label."),
         ("path,class\nx.jpg,nevus\n", "has no column 'label'"),
         ("image,MEL,NV\nx,yes,no\n", "has 'yes' in the column MEL: use 1 or 0"),
         ("path,label\nhttps://example.org/x.jpg,nevus\n", "of a kind that is not read here"),
@@ -369,7 +376,7 @@ def test_a_manifest_in_a_bucket(s3: LocalS3, bucket: str, images: Path) -> None:
         {
             "set/list/m.csv": "path,label\n"
             f"../images/ISIC_0000000.jpg,nv\ns3://{bucket}/set/images/ISIC_0000001.jpg,mel\n"
-            "./../images/./ISIC_0000002.jpg,bcc\n../../../../x.jpg,nv\n",
+            "./../images/./ISIC_0000002.jpg,bcc\nnone.jpg,nv\n",
             "set/metadata.csv": "image_id,dx\nISIC_0000002,df\nISIC_0000009,df\n",
         },
     )
@@ -396,9 +403,12 @@ def test_200_images_of_ham10000(tmp_path: Path) -> None:
     assert 0 <= table["lesion_id"].nunique() - frame["group_id"].nunique() <= 2
 
 
-def test_isic_diagnoses_that_are_no_class_here_are_images_without_a_label(images: Path) -> None:
-    fill(images, {"m.csv": "path,diagnosis\nx.jpg,lentigo NOS\ny.jpg,nevus\n"})
-    assert build([str(images / "m.csv")])["label"].tolist() == [None, "NV"]
+def test_diagnoses_that_are_no_class_here_are_images_without_a_label(images: Path) -> None:
+    heard: list[str] = []
+    for column in ("diagnosis", "label"):
+        fill(images, {"m.csv": f"path,{column}\nx.jpg,lentigo NOS\nimages/ISIC_0000000.jpg,nevus\n"})
+        assert build([str(images / "m.csv")], say=heard.append)["label"].tolist() == [None, "NV"]
+    assert heard == ["1 image has another diagnosis than the nine, and so no label: 'lentigo NOS' (1)."] * 2
 
 
 # --- what metadata tables know of images ------------------------------------------------------------------------------
@@ -458,3 +468,15 @@ def test_a_dicom_file_says_itself_of_whom_it_is(tmp_path: Path, monkeypatch: pyt
     assert build([str(tmp_path)])["patient_id"].tolist() == [pseudonym]
     (tmp_path / "manifest.csv").write_text("path,label,patient_id\nnevus/a.dcm,nevus,4711\n")
     assert build([str(tmp_path / "manifest.csv")])["patient_id"].tolist() == [pseudonym]
+
+
+def test_a_dicom_file_of_nobody(tmp_path: Path) -> None:
+    (tmp_path / "nevus").mkdir()
+    for number, word in enumerate(["ANONYMOUS", "0", '"Unknown"']):
+        data = dicom_file([draw_lesion("NV", number, 90, 90)], PatientID=word)
+        (tmp_path / "nevus" / f"{number}.dcm").write_bytes(data)
+    (tmp_path / "m.csv").write_text("path,label,patient_id\nnevus/0.dcm,nevus,n/a\nnevus/1.dcm,nevus,7\n")
+    assert build([str(tmp_path / "nevus")], unlabelled=True)["patient_id"].tolist() == [None] * 3
+    frame = build([str(tmp_path / "m.csv")])
+    assert frame["patient_id"].tolist() == [None, "7"]
+    assert frame["group_id"].nunique() == 2

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,8 +88,11 @@ def test_an_unexpected_error_says_how_to_see_where(command: Run, monkeypatch: py
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["alerts", "{results}"]])
-def test_what_needs_no_heavy_library_imports_none(program_environment: dict[str, str], arguments: list[str]) -> None:
-    results = Path(__file__).parents[1] / "scoring" / "data" / "before"
+def test_what_needs_no_heavy_library_imports_none(
+    program_environment: dict[str, str], tmp_path: Path, arguments: list[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(Path(__file__).parents[1] / "scoring" / "data" / "before", results)
     code = (
         "import sys\n"
         "from melanoma import cli\n"
@@ -106,3 +110,35 @@ def test_what_needs_no_heavy_library_imports_none(program_environment: dict[str,
     assert imported[0] == "imported:"
     assert "melanoma" in imported
     assert not {"ray", "tensorflow", "keras", "sklearn", "scipy", "pandas", "boto3"} & set(imported)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["alerts", "--help"]])
+def test_an_answer_that_nobody_reads_is_no_failure(
+    program: str, program_environment: dict[str, str], arguments: list[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as nobody:
+        done = subprocess.run(
+            [program, *arguments], env=program_environment, stdout=nobody, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_progress_that_nobody_reads_ends_no_work(program_environment: dict[str, str]) -> None:
+    code = (
+        "from melanoma.cli import console, run\n"
+        "from melanoma.errors import InputError\n"
+        "def work():\n"
+        "    for number in range(2000): console.say(f'step {number}')\n"
+        "    console.answer.print('done')\n"
+        "    raise InputError('and refused')\n"
+        "raise SystemExit(run(work))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as nobody:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=program_environment, stdout=subprocess.PIPE, stderr=nobody, check=False
+        )
+    assert (done.returncode, done.stdout) == (2, b"done\n")

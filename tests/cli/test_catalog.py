@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 Run = Callable[..., Any]
 
@@ -91,3 +92,133 @@ def test_audit_ends_with_1_on_a_planted_leak(command: Run, lesion: Callable[...,
     assert (leak["by"], leak["splits"]) == (["sha256"], ["train", "test"])
     assert {Path(image["uri"]).name for image in contradiction["images"]} == {"d.jpg", "e.jpg"}
     assert (contradiction["by"], contradiction["labels"]) == (["sha256"], ["MEL", "NV"])
+
+
+# --- a hospital's own words -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hospital(tmp_path: Path, lesion: Callable[..., bytes]) -> Path:
+    """A spreadsheet's list of ten images in a hospital's own words, in a folder of its own."""
+    words = ["Melanom"] * 3 + ["Naevus"] * 4 + ["Warze", "wart", "BCC"]
+    folder = tmp_path / "hospital"
+    (folder / "Bilder").mkdir(parents=True)
+    lines = ["Datei;Diagnose;Patient"]
+    for number, word in enumerate(words):
+        (folder / "Bilder" / f"{number}.jpg").write_bytes(lesion("NV", number))
+        lines.append(f"Bilder/{number}.jpg;{word};P{number}")
+    (folder / "Liste.csv").write_bytes("\r\n".join(["\ufeff" + lines[0], *lines[1:]]).encode())
+    return folder
+
+
+def test_a_map_of_a_hospitals_words_is_drafted_and_used(command: Run, hospital: Path, tmp_path: Path) -> None:
+    table, words, out = hospital / "Liste.csv", tmp_path / "map.yaml", tmp_path / "c.parquet"
+    said = command("catalog", table, "-o", out)
+    assert (said.code, out.exists()) == (2, False)
+    assert "its columns are Datei, Diagnose, Patient" in said.err
+    assert "--propose" in said.err
+
+    assert command("catalog", table, "--propose", words).code == 0
+    draft = words.read_text()
+    for line in (
+        'path: "Datei"',
+        'label: "Diagnose"',
+        '"Naevus": NV  # 4 images',
+        '"wart": null  # 1 image, another diagnosis',
+        '# "Melanom":  # 3 images',
+        '# "Warze":  # 1 image',
+    ):
+        assert f"  {line}\n" in draft
+    said = command("catalog", table, "-o", out, "--map", words)
+    assert (said.code, out.exists()) == (2, False), "a draft that nobody has completed loses nothing in silence"
+    assert "4 images have a word for the diagnosis that is not known here: 'Melanom' (3), 'Warze' (1)." in said.err
+
+    said = command("catalog", table, "-o", out, "--map", words, "--unlabelled", "--json")
+    assert (said.code, json.loads(said.out)["labels"], json.loads(said.out)["unlabelled"]) == (
+        0,
+        {"BCC": 1, "NV": 4},
+        5,
+    )
+    words.write_text(draft.replace('# "Melanom":', '"melanom": MEL').replace('# "Warze":', '"Warze": null'))
+    said = command("catalog", table, "-o", out, "--map", words, "--json")
+    assert (said.code, json.loads(said.out)["labels"]) == (0, {"BCC": 1, "MEL": 3, "NV": 4})
+    assert "2 images have another diagnosis than the nine, and so no label: 'Warze' (1), 'wart' (1)." in said.err
+    assert command("catalog", hospital, "-o", out, "--map", words).code == 0, "the folder of the table, too"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("columns: {lable: x}", "did you mean 'label'?"),
+        (
+            "columns: {path: Datai}",
+            "says that path is the column 'Datai', and no table has it: there are Datei, Diagnose",
+        ),
+        ("labels: {x: mole}", "is 'mole': is no diagnosis known here"),
+        ("labels: {no: NV}", "is no word for YAML: put it in quotes"),
+        ("- 1", "is not a mapping"),
+    ],
+)
+def test_mistakes_in_a_map_are_named(command: Run, hospital: Path, tmp_path: Path, text: str, hint: str) -> None:
+    (tmp_path / "map.yaml").write_text(text)
+    said = command("catalog", hospital / "Liste.csv", "-o", tmp_path / "c.parquet", "--map", tmp_path / "map.yaml")
+    assert (said.code, said.out) == (2, "")
+    assert hint in said.err
+
+
+def test_a_draft_for_folders(command: Run, hospital: Path, tmp_path: Path) -> None:
+    shutil.copytree(hospital / "Bilder", tmp_path / "set" / "Muttermal")
+    shutil.copytree(hospital / "Bilder", tmp_path / "set" / "Train" / "naevi")
+    assert command("catalog", tmp_path / "set", "--propose", tmp_path / "map.yaml").code == 0
+    draft = (tmp_path / "map.yaml").read_text()
+    assert '  "naevi": NV  # 10 images\n' in draft
+    (tmp_path / "map.yaml").write_text(draft.replace('# "Muttermal":', '"Muttermal": NV'))
+    said = command("catalog", tmp_path / "set", "-o", tmp_path / "c.parquet", "--map", tmp_path / "map.yaml", "--json")
+    assert (said.code, json.loads(said.out)["labels"]) == (0, {"NV": 20})
+
+
+def test_a_catalog_needs_a_place(command: Run, lesions: Path) -> None:
+    said = command("catalog", lesions)
+    assert (said.code, said.err) == (2, "melanoma: Say where the catalog is written: --output FILE.\n")
+
+
+# --- what cannot be used ----------------------------------------------------------------------------------------------
+
+
+def test_images_that_cannot_be_used_are_told_with_their_reasons(command: Run, lesions: Path, tmp_path: Path) -> None:
+    (tmp_path / "set" / "nevus").mkdir(parents=True)
+    for number, data in enumerate([b"", b"", b"<html>404</html>"]):
+        (tmp_path / "set" / "nevus" / f"{number}.jpg").write_bytes(data)
+    out = tmp_path / "c.parquet"
+    said = command("catalog", tmp_path / "set", "-o", out)
+    assert (said.code, said.out, out.exists()) == (2, "", False)
+    assert "None of the 3 images can be used: The file is empty: fetch or export it again (2); " in said.err
+    shutil.copy(lesions / "nevus" / "NV-0.jpg", tmp_path / "set" / "nevus")
+    said = command("catalog", tmp_path / "set", "-o", out)
+    assert (said.code, out.exists()) == (0, True)
+    assert "3 unusable" in said.out
+    assert "Unusable: The file is empty: fetch or export it again (2); " in said.out
+    reasons = json.loads(command("catalog", tmp_path / "set", "-o", out, "--json").out)["unusable_reasons"]
+    assert list(reasons.values()) == [2, 1]
+
+
+def test_a_split_that_misses_its_share_says_so(command: Run, lesion: Callable[..., bytes], tmp_path: Path) -> None:
+    """One patient has nearly all images."""
+    (tmp_path / "set").mkdir()
+    lines = ["path,label,patient_id"]
+    for number in range(12):
+        (tmp_path / "set" / f"{number}.jpg").write_bytes(lesion("NV", number))
+        lines.append(f"{number}.jpg,nevus,{'4711' if number < 10 else number}")
+    (tmp_path / "set" / "m.csv").write_text("\n".join(lines))
+    assert command("catalog", tmp_path / "set" / "m.csv", "-o", tmp_path / "c.parquet").code == 0
+    split = ("split", tmp_path / "c.parquet", "-o", tmp_path / "s.parquet")
+    said = command(*split, "--test", "0", "--validation", "0.5")
+    assert said.code == 0
+    assert "The split validation missed its share: 1 of 12 images, where 6 were asked for; the largest" in said.err
+    assert "has 10 images, of patient 4711." in said.err
+    (tmp_path / "set" / "m.csv").write_text("\n".join(lines[:11]))
+    assert command("catalog", tmp_path / "set" / "m.csv", "-o", tmp_path / "c.parquet").code == 0
+    said = command("split", tmp_path / "c.parquet", "-o", tmp_path / "t.parquet")
+    assert (said.code, said.out, (tmp_path / "t.parquet").exists()) == (2, "", False)
+    assert "would be empty" in said.err
+    assert "of patient 4711" in said.err

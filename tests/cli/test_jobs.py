@@ -95,3 +95,9 @@ def test_weights_that_are_downloaded_are_no_place(job: Any, monkeypatch: pytest.
 def test_a_job_refuses_as_a_command_does(job: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert job(ScoreConfig, "archve=s3://archive") == (2, [])
     assert "Unknown key 'archve'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", PLACES)
+def test_every_job_takes_the_place_of_its_results_as_a_flag(job: Any, model: type[Any]) -> None:
+    code, called = job(model, "--out", "s3://b/elsewhere")
+    assert (code, [settings.out for settings in called]) == (0, ["s3://b/elsewhere"])

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from melanoma import taxonomy
 from melanoma.model import bundle as bundles
@@ -82,3 +84,28 @@ def test_what_is_named_goes_before_the_reference(
     monkeypatch.setattr(bundles, "REFERENCE", bundle_path)
     said = command("predict", lesions / "nevus" / "NV-0.jpg", "--json", "--bundle", other_bundle_path)
     assert json.loads(said.out)[0]["model_version"] == bundles.load(str(other_bundle_path)).version
+
+
+def test_a_picture_that_the_model_does_not_know_is_warned_of_first_and_nothing_contradicts_it(
+    command: Run, bundle_path: Path, lesions: Path, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 260, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "phone.png")
+    said = command("predict", tmp_path / "phone.png", lesions / "nevus" / "NV-0.jpg", "--bundle", bundle_path)
+    of_phone, of_lesion = said.out.split("Not a medical device.\n")[:2]
+    assert of_phone.startswith(f"Warning: {tmp_path / 'phone.png'} is unlike the images that the model was trained on")
+    assert "Do not rely on what follows" in of_phone
+    assert "Alert level: " in of_phone
+    for words in ("should look at", "should see it first", "no proof", "validation images"):
+        assert words not in of_phone
+    assert "Warning" not in of_lesion
+    (row,) = json.loads(command("predict", tmp_path / "phone.png", "--bundle", bundle_path, "--json").out)
+    assert row["outlier_score"] > 1
+    assert row["alert_level"] in ("none", "review", "urgent")
+
+
+def test_the_flat_colour_of_a_failed_export_is_no_picture(command: Run, bundle_path: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "white.png")
+    said = command("predict", tmp_path / "white.png", "--bundle", bundle_path)
+    assert said.code == 2
+    assert "rejected (blank). The picture is one flat colour" in said.out

@@ -111,7 +111,7 @@ def test_more_pictures_than_there_are_numbers_are_refused(tmp_path: Path) -> Non
 def test_there_are_broken_files_of_every_kind_and_with_awkward_names() -> None:
     files = broken_files()
     kinds = Counter(file.error_kind for file in files)
-    assert set(kinds) == {"empty", "truncated", "not_an_image", "unsupported", "too_large", "dicom"}
+    assert set(kinds) == {"empty", "truncated", "not_an_image", "unsupported", "too_large", "dicom", "blank"}
     assert kinds["truncated"] >= 8
     assert len(files) == len({file.name for file in files}) >= 25
     for character in " '\"#%+?&[]ü皮":

@@ -358,7 +358,7 @@ def test_one_melanoma_gives_a_roc_curve_but_no_interval() -> None:
     ("broken", "message"),
     [
         (NINE.iloc[:0], "no predictions"),
-        (NINE.assign(label="MEL|NV"), "leaves open whether an image is melanoma"),
+        (NINE.assign(label="MEL|NV"), r"\(MEL\|NV\) leave open whether an image is melanoma"),
         (NINE.assign(p_NV=np.nan), "p_NV of image 'image-00000' is not a finite number"),
         (NINE.assign(threshold=np.linspace(0, 1, len(NINE))), "several thresholds"),
     ],

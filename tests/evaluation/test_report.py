@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NoReturn
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from melanoma.evaluation.comparison import Comparison, FigureComparison
-from melanoma.evaluation.figures import class_distribution_figure, training_curves_figure
+from melanoma.evaluation.figures import class_distribution_figure, figure_png, training_curves_figure
 from melanoma.evaluation.gallery import select_pictures
 from melanoma.evaluation.intervals import UNDEFINED, Estimate
 from melanoma.evaluation.metrics import Metrics, TopOfPatient, compute_metrics, to_json
@@ -142,7 +143,7 @@ def full_metrics(frame: pd.DataFrame) -> Metrics:
     """All that `evaluate` can measure."""
     sex = ["male", "female"] * (len(frame) // 2)
     flips = estimate(0.2, 0.1, 0.3), estimate(0.3, 0.2, 0.4), UNDEFINED
-    names = ("sensitivity", "specificity", "accuracy", *FIGURES)
+    names = ("sensitivity", "specificity", "accuracy", "malignant_sensitivity", "malignant_specificity", *FIGURES)
     compared = {name: FigureComparison(0.5, 0.4, estimate(0.1, -0.1, 0.3)) for name in names}
     compared["sensitivity"] = dataclasses.replace(compared["sensitivity"], only_this=3, only_other=0, p_value=0.25)
     return dataclasses.replace(
@@ -434,3 +435,9 @@ def test_images_that_may_not_be_given_away_are_neither_named_nor_shown(tmp_path:
     # The names would be found, if they were there.
     write(tmp_path, frame)
     assert any(name in (tmp_path / "report.html").read_text(encoding="utf-8") for name in frame["image_id"])
+
+
+def test_figures_are_the_same_whatever_the_users_matplotlibrc_says() -> None:
+    ours = figure_png(class_distribution_figure(EXHIBITS["class_distribution"]))
+    with mpl.rc_context({"text.usetex": True, "axes.facecolor": "black", "savefig.bbox": "tight", "font.size": 30}):
+        assert figure_png(class_distribution_figure(EXHIBITS["class_distribution"])) == ours

@@ -194,6 +194,17 @@ def test_pictures_of_the_users_own_are_checked_and_broken_files_left_out(
     assert [row["n"] for row in found["outliers"] if row["kind"] in folders] == [3, 3]
 
 
+def test_patient_7_of_two_hospitals_are_two(bundle: Bundle, catalog: Path) -> None:
+    rows = schema.read(str(catalog))
+    melanomas, nevi = (rows[rows["label"] == label].head(4).reset_index(drop=True) for label in ("MEL", "NV"))
+    # ISIC's numbers are one patient wherever they stand.
+    given = {"source": ["a", "b", "a", "b"], "patient_id": ["7", "7", "IP_0000007", "IP_0000007"]}
+    both = pd.concat([melanomas.assign(**given), nevi.assign(**given)], ignore_index=True)
+    metrics = evaluate_frame(bundle, both, split="all", catalog="c", seed=0, stability_images=0).metrics
+    assert metrics.top_of_patient is not None
+    assert (metrics.top_of_patient["1"].n_melanoma, metrics.top_of_patient["1"].n_patients) == (4, 3)
+
+
 @pytest.mark.parametrize("column", ["patient_id", "lesion_id", "thumbnail"])
 def test_no_patient_is_named_by_a_subgroup(bundle_path: Path, catalog: Path, tmp_path: Path, column: str) -> None:
     with pytest.raises(InputError, match=f"no column '{column}' to measure by"):

@@ -93,9 +93,9 @@ def test_quarters_of_a_number_that_is_mostly_one_value_are_fewer() -> None:
 def test_counts() -> None:
     found = counts(table(12), "source", ["a"] * 4 + ["b"] * 7 + [None])
     assert found.groups == [
-        GroupCount("a", n=4, n_melanoma=2, n_groups=2),
-        GroupCount("b", n=7, n_melanoma=2, n_groups=4),
-        GroupCount("unknown", n=1, n_melanoma=0, n_groups=1),
+        GroupCount("a", n=4, n_melanoma=2, n_melanoma_unknown=0, n_malignant=2, n_groups=2),
+        GroupCount("b", n=7, n_melanoma=2, n_melanoma_unknown=0, n_malignant=2, n_groups=4),
+        GroupCount("unknown", n=1, n_melanoma=0, n_melanoma_unknown=0, n_malignant=0, n_groups=1),
     ]
 
 

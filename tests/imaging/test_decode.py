@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,105 +27,26 @@ from melanoma.imaging.decode import Decoded, decode, decode_image
 from melanoma.imaging.errors import ImageError
 from melanoma.imaging.limits import Limits
 from melanoma.imaging.measures import quality
+from tests.support.image_files import (
+    BLACK,
+    BLUE,
+    GREEN,
+    RED,
+    WHITE,
+    close,
+    corners,
+    encoded,
+    photograph,
+    png,
+    quadrants,
+    tiff,
+    tiff_page,
+)
 
 # What the module itself ignores; pytest sets its own filters for each test.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::UserWarning:PIL.{module}") for module in ("TiffImagePlugin", "PngImagePlugin")
 ]
-
-RED, GREEN, BLUE, WHITE, BLACK = (220, 30, 30), (30, 200, 40), (30, 40, 210), (255, 255, 255), (0, 0, 0)
-Colour = tuple[int, int, int]
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def photograph(width: int = 160, height: int = 120, seed: int = 0) -> Image.Image:
-    """Smooth skin with a dark blot and fine grain."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
-    blot = 1 / (
-        1 + np.exp(40 * (np.hypot(x - 0.45, y - 0.55) - 0.2 - 0.03 * np.sin(9 * np.arctan2(y - 0.55, x - 0.45))))
-    )
-    skin = np.array([225, 180, 160]) + 20 * (x - y)[..., None]
-    pixels = skin - blot[..., None] * np.array([140, 130, 110]) + rng.normal(0, 3, (height, width, 1))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def quadrants(colours: Sequence[Colour] = (RED, GREEN, BLUE, WHITE), width: int = 64, height: int = 48) -> Image.Image:
-    """Top left, top right, bottom left, bottom right."""
-    image = Image.new("RGB", (width, height))
-    for i, colour in enumerate(colours):
-        left, top = i % 2 * width // 2, i // 2 * height // 2
-        image.paste(colour, (left, top, left + width // 2, top + height // 2))
-    return image
-
-
-def corners(pixels: np.ndarray) -> list[Colour]:
-    """The colours in the middle of the four quadrants."""
-    side = len(pixels)
-    return [tuple(pixels[y, x].tolist()) for y in (side // 4, 3 * side // 4) for x in (side // 4, 3 * side // 4)]
-
-
-def close(found: Sequence[tuple[int, ...]], expected: Sequence[tuple[int, ...]], tolerance: int) -> bool:
-    return np.abs(np.array(found, int) - np.array(expected, int)).max() <= tolerance
-
-
-def png(width: int, height: int, depth: int, kind: int, rows: bytes, *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG by hand: Pillow writes no 16-bit colour. `rows` as PNG wants them, each with a filter byte."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks)
-
-
-def tiff_page(
-    at: int, last: bool, width: int, height: int, bits: Sequence[int], data: bytes, order: str = "<", **changes: int
-) -> bytes:
-    """A page of a TIFF by hand, to stand at offset `at`: directory, then one strip (one tile, if `tile` is given)."""
-    tags: dict[int, tuple[str, Sequence[int]]] = {
-        254: ("I", [changes.get("subfile", 0)]),
-        256: ("I", [width]),
-        257: ("I", [height]),
-        258: ("H", bits),
-        259: ("H", [changes.get("compression", 1)]),
-        262: ("H", [changes.get("photometric", 2 if len(bits) > 1 else 1)]),
-        277: ("H", [len(bits)]),
-        339: ("H", [changes.get("sample_format", 1)] * len(bits)),
-    }
-    if "tile" in changes:
-        offsets = 324
-        tags |= {322: ("I", [changes["tile"]]), 323: ("I", [changes["tile"]]), 325: ("I", [len(data)])}
-    else:
-        offsets = 273
-        tags |= {278: ("I", [height]), 279: ("I", [len(data)])}
-    tags[offsets] = ("I", [0])
-    behind = at + 2 + 12 * len(tags) + 4
-    start = behind + sum(len(v) * struct.calcsize(t) for t, v in tags.values() if len(v) * struct.calcsize(t) > 4)
-    tags[offsets] = ("I", [start])
-    entries, values = b"", b""
-    for tag, (kind, value) in sorted(tags.items()):
-        packed = struct.pack(f"{order}{len(value)}{kind}", *value)
-        entries += struct.pack(f"{order}HHI", tag, {"H": 3, "I": 4}[kind], len(value))
-        if len(packed) <= 4:
-            entries += packed.ljust(4, b"\0")
-        else:
-            entries += struct.pack(f"{order}I", behind + len(values))
-            values += packed
-    following = 0 if last else start + len(data)
-    return struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", following) + values + data
-
-
-def tiff(width: int, height: int, bits: Sequence[int], data: bytes, order: str = "<", **changes: int) -> bytes:
-    """A TIFF by hand, of one page, its directory before its pixels."""
-    magic = b"II*\0\x08\0\0\0" if order == "<" else b"MM\0*\0\0\0\x08"
-    return magic + tiff_page(8, True, width, height, bits, data, order, **changes)
 
 
 def rejected(data: bytes, limits: Limits | None = None) -> ImageError:
@@ -204,34 +125,42 @@ def test_black_and_white() -> None:
 
 
 def test_cmyk_and_ycck_jpeg() -> None:
-    cmyk = encoded(Image.new("CMYK", (32, 32), (0, 200, 200, 0)), "JPEG", quality=95)
+    def with_a_corner(inks: tuple[int, int, int, int]) -> Image.Image:
+        image = Image.new("CMYK", (32, 32), inks)
+        image.paste((0, 0, 0, 128), (0, 0, 4, 4))
+        return image
+
+    cmyk = encoded(with_a_corner((0, 200, 200, 0)), "JPEG", quality=95, subsampling=0)
     assert close(corners(decode(cmyk, 8).pixels), [(255, 55, 55)] * 4, 3)
 
     # Adobe's transform 2 says that the first three inks are stored as YCbCr. This is that of RGB (55, 195, 195),
     # whose complement is what the picture shows.
     luma, blue, red = Image.new("RGB", (1, 1), (55, 195, 195)).convert("YCbCr").getpixel((0, 0))  # type: ignore[misc]
-    stored = encoded(Image.new("CMYK", (32, 32), (255 - luma, 255 - blue, 255 - red, 0)), "JPEG", quality=95)
+    stored = encoded(with_a_corner((255 - luma, 255 - blue, 255 - red, 0)), "JPEG", quality=95, subsampling=0)
     adobe = stored.index(b"Adobe")
     assert stored[adobe + 11] == 0
     ycck = stored[: adobe + 11] + b"\2" + stored[adobe + 12 :]
     assert close(corners(decode(ycck, 8).pixels), [(200, 60, 60)] * 4, 4)
 
 
+WHITE_16 = (0xFFFF,) * 3
+
+
 def test_sixteen_bits_keep_their_upper_eight() -> None:
     grey = b"".join(b"\0" + struct.pack(">2H", 0x1234, 0xFEDC) for _ in range(2))
     assert decode(png(2, 2, 16, 0, grey), 2).pixels[0].tolist() == [[0x12] * 3, [0xFE] * 3]
-    rgb = b"\0" + struct.pack(">3H", 0x1234, 0xFEDC, 0x8080)
-    assert decode(png(1, 1, 16, 2, rgb), 1).pixels[0].tolist() == [[0x12, 0xFE, 0x80]]
+    rgb = b"\0" + struct.pack(">6H", 0x1234, 0xFEDC, 0x8080, *WHITE_16)
+    assert decode(png(2, 1, 16, 2, rgb), 2).pixels[0].tolist() == [[0x12, 0xFE, 0x80], list(WHITE)]
     # Half transparent over white: 0x12 * 0.5 + 255 * 0.5.
-    grey_alpha = b"\0" + struct.pack(">2H", 0x1234, 0x8000)
-    assert decode(png(1, 1, 16, 4, grey_alpha), 1).pixels[0, 0] == pytest.approx([136] * 3, abs=1)
-    rgb_alpha = b"\0" + struct.pack(">4H", 0x1234, 0xFEDC, 0x8080, 0x8000)
-    assert decode(png(1, 1, 16, 6, rgb_alpha), 1).pixels[0, 0] == pytest.approx([136, 254, 191], abs=1)
+    grey_alpha = b"\0" + struct.pack(">4H", 0x1234, 0x8000, 0xFFFF, 0xFFFF)
+    assert decode(png(2, 1, 16, 4, grey_alpha), 2).pixels[0, 0] == pytest.approx([136] * 3, abs=1)
+    rgb_alpha = b"\0" + struct.pack(">8H", 0x1234, 0xFEDC, 0x8080, 0x8000, *WHITE_16, 0xFFFF)
+    assert decode(png(2, 1, 16, 6, rgb_alpha), 2).pixels[0, 0] == pytest.approx([136, 254, 191], abs=1)
     for order in "<>":
         grey = struct.pack(f"{order}2H", 0x1234, 0xFEDC)
         assert decode(tiff(2, 1, [16], grey, order), 2).pixels[0].tolist() == [[0x12] * 3, [0xFE] * 3]
-        rgb = struct.pack(f"{order}3H", 0x1234, 0xFEDC, 0x8080)
-        assert decode(tiff(1, 1, [16] * 3, rgb, order), 1).pixels[0].tolist() == [[0x12, 0xFE, 0x80]]
+        rgb = struct.pack(f"{order}6H", 0x1234, 0xFEDC, 0x8080, *WHITE_16)
+        assert decode(tiff(2, 1, [16] * 3, rgb, order), 2).pixels[0].tolist() == [[0x12, 0xFE, 0x80], list(WHITE)]
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})])
@@ -339,9 +268,11 @@ def test_decode_image_keeps_the_aspect_ratio_and_never_enlarges() -> None:
 
 
 def test_small_pictures_are_enlarged_to_the_square() -> None:
-    assert (
-        decode(encoded(Image.new("RGB", (1, 1), RED), "PNG"), 32).pixels.reshape(-1, 3).tolist() == [list(RED)] * 1024
-    )
+    two = Image.new("RGB", (2, 1), RED)
+    two.putpixel((1, 0), BLUE)
+    pixels = decode(encoded(two, "PNG"), 32).pixels
+    assert pixels[:, :8].reshape(-1, 3).tolist() == [list(RED)] * 256
+    assert pixels[:, 24:].reshape(-1, 3).tolist() == [list(BLUE)] * 256
 
 
 def test_wrong_use_is_not_a_bad_image() -> None:
@@ -377,7 +308,7 @@ def test_jpeg_is_scaled_while_decoding_and_never_below_what_is_wanted(monkeypatc
 
     monkeypatch.setattr(JpegImageFile, "load", spy)
     for width, height in ((1600, 1200), (1000, 1440), (359, 719), (361, 721), (181, 2000), (179, 2000), (100, 90)):
-        data = encoded(Image.new("L", (width, height), 90), "JPEG")
+        data = encoded(Image.linear_gradient("L").resize((width, height)), "JPEG")
         loaded.clear()
         decode(data, 180)
         assert loaded[0][0] >= min(180, width)
@@ -385,7 +316,7 @@ def test_jpeg_is_scaled_while_decoding_and_never_below_what_is_wanted(monkeypatc
         loaded.clear()
         decode_image(data, longest=200)
         assert max(loaded[0]) >= min(200, max(width, height))
-    decode(encoded(Image.new("L", (1600, 1440), 90), "JPEG"), 180)
+    decode(encoded(Image.linear_gradient("L").resize((1600, 1440)), "JPEG"), 180)
     assert loaded[-1] == (200, 180)
 
 
@@ -464,6 +395,7 @@ REJECTED: dict[str, tuple[str, str, bytes]] = {
     "zeros": ("not_an_image", "zero", bytes(5000)),
     "side file": ("not_an_image", "macOS", b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(100)),
     "bytes": ("not_an_image", "unknown", bytes(range(1, 200))),
+    "bigtiff without its first bytes": ("not_an_image", "unknown", encoded(quadrants(), "TIFF", big_tiff=True)[4:]),
     "one byte": ("not_an_image", "not an image", b"\xff"),
     "float tiff": ("unsupported", "TIFF", tiff(2, 2, [32], struct.pack("<4f", 0, 0.5, 1, 2), sample_format=3)),
     "double tiff": ("unsupported", "1 samples of 64 bits", tiff(1, 1, [64], bytes(8), sample_format=3)),
@@ -473,6 +405,24 @@ REJECTED: dict[str, tuple[str, str, bytes]] = {
     "lab tiff": ("unsupported", "LAB", tiff(1, 1, [8] * 3, bytes(3), photometric=8)),
     "tiff of unknown compression": ("unsupported", "compression", tiff(1, 1, [8], bytes(9), compression=34712)),
     "tiff of old jpeg compression": ("unsupported", "tiff_jpeg", tiff(1, 1, [8] * 3, bytes(9), compression=6)),
+    "tiff that says no photometric": (
+        "unsupported",
+        "does not say how its samples become colours",
+        tiff(2, 2, [8], bytes(range(0, 200, 50))).replace(struct.pack("<HH", 262, 3), struct.pack("<HH", 260, 3)),
+    ),
+    "coloured tiff that says no photometric": (
+        "unsupported",
+        "3 samples of 8 bits and no photometric interpretation",
+        tiff(2, 2, [8] * 3, bytes(range(12))).replace(struct.pack("<HH", 262, 3), struct.pack("<HH", 260, 3)),
+    ),
+    "planes of 16 bits": (
+        "unsupported",
+        "whose colours lie one after the other",
+        tiff(4, 1, [16] * 3, bytes(range(24))).replace(
+            struct.pack("<HHII", 254, 4, 1, 0), struct.pack("<HHII", 284, 3, 1, 2)
+        ),
+    ),
+    "tga": ("unsupported", "TGA", encoded(quadrants(), "TGA")),
     "animated webp": (
         "unsupported",
         "3 frames",
@@ -587,7 +537,7 @@ print(json.dumps([kinds, int(peak[1]) // 1024]))
 
 
 def test_a_progressive_jpeg_of_endless_scans_is_unsupported() -> None:
-    data = encoded(Image.new("L", (64, 64), 100), "JPEG", progressive=True)
+    data = encoded(Image.linear_gradient("L").resize((64, 64)), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
     assert decode(data[:-2] + scan * 50 + data[-2:], 8).width == 64
     assert rejected(data[:-2] + scan * 200 + data[-2:]).kind == "unsupported"

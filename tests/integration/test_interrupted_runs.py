@@ -101,11 +101,38 @@ def test_a_killed_run_is_resumed_by_the_same_command(
     assert contents(out) == after
 
 
+def wait_for(moment: str, out: Path, process: "subprocess.Popen[str]", started: Callable[[], dict[int, str]]) -> None:
+    """Wait until a run is at a moment of its life."""
+    files = {
+        "planning": "runs/key=*/lease.json",
+        "scoring": "scores/*/*/*.parquet",
+        "publishing": "alerts/*/*/*.parquet",
+    }
+    deadline = time.monotonic() + 180
+    while not (
+        any(out.glob(files[moment])) if moment in files else any("gcs_server" in words for words in started().values())
+    ):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline, "the run did not come so far"
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Terminated")])
+@pytest.mark.parametrize(
+    ("number", "moment", "code", "last"),
+    [
+        *(
+            (signal.SIGINT, moment, 130, "Interrupted. The same command resumes it.")
+            for moment in ("planning", "starting Ray", "scoring", "publishing")
+        ),
+        (signal.SIGTERM, "scoring", 3, "Terminated."),
+    ],
+)
 def test_a_stopped_run_says_so_and_leaves_nothing_running(
     number: signal.Signals,
-    word: str,
+    moment: str,
+    code: int,
+    last: str,
     bundle_path: Path,
     lesion: Callable[..., bytes],
     program: str,
@@ -116,21 +143,75 @@ def test_a_stopped_run_says_so_and_leaves_nothing_running(
     archive, out = tmp_path / "archive", tmp_path / "out"
     archive.mkdir()
     picture = lesion("MEL", 1, size=1500)
-    for count in range(400):
+    for count in range(80 if moment == "publishing" else 400):
         (archive / f"{count:03}.jpg").write_bytes(picture)
     words = [program, "score", str(archive), "--out", str(out), "--bundle", str(bundle_path)]
-    with subprocess.Popen(words, env=program_environment, stderr=subprocess.PIPE, text=True) as process:
-        while not any(out.glob("scores/*/*/*.parquet")):
-            assert process.poll() is None, "the run ended before it could be stopped"
-            time.sleep(0.01)
+    with subprocess.Popen(
+        words, env=program_environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        wait_for(moment, out, process, lambda: descendants(process.pid))
         started = descendants(process.pid)
-        process.send_signal(number)
+        # Of a terminal, Ctrl-C goes to all that the command has started, too.
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 3
-    assert said.splitlines()[-1] == f"melanoma: {word}."
+    assert process.returncode == code, said
+    assert said.splitlines()[-1] == f"melanoma: {last}"
     assert "Traceback" not in said
     deadline = time.monotonic() + 30
     while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left, [started[pid] for pid in left]
     assert not list((out / "runs").glob("*.json"))
+    # Whoever resumes it need not wait for a dead driver.
+    assert not list((out / "runs").glob("key=*/lease.json"))
+
+
+@pytest.mark.slow
+def test_a_training_that_was_interrupted_says_how_it_is_resumed_and_is(
+    lesions: Path,
+    program: str,
+    program_environment: dict[str, str],
+    descendants: Callable[[int], dict[int, str]],
+    tmp_path: Path,
+) -> None:
+    catalog, settings = tmp_path / "catalog.parquet", tmp_path / "train.yaml"
+    for words in (
+        ["catalog", str(lesions), "-o", str(catalog)],
+        ["split", str(catalog), "-o", str(catalog), "--test", "0"],
+    ):
+        subprocess.run([program, *words], env=program_environment, check=True, capture_output=True)
+    settings.write_text(
+        f"catalog: {catalog}\nout: {tmp_path / 'bundle'}\ncheckpoints: {tmp_path / 'checkpoints'}\nimage_size: 32\n"
+        "network: {width: 4}\nbatch_size: 8\nepochs: 5\nworkers: 1\naugmentation: []\n"
+    )
+    train = [program, "train", "--config", str(settings)]
+    with subprocess.Popen(
+        train,
+        env=program_environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("epoch 2/"):
+                break
+        started = descendants(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        said += process.stderr.readlines()
+    assert process.returncode == 130, said
+    found = re.fullmatch(r"melanoma: Interrupted\. The same command with (run_name=\S+) resumes it\.\n", said[-1])
+    assert found, said
+    assert not any("Traceback" in line for line in said)
+    deadline = time.monotonic() + 30
+    while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, [started[pid] for pid in left]
+    resumed = subprocess.run([*train, found[1]], env=program_environment, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    epochs = re.findall(r"^epoch (\d)/5", resumed.stderr, re.MULTILINE)
+    assert "1" not in epochs
+    assert epochs[-1] == "5"

@@ -98,6 +98,14 @@ def test_a_night_without_alerts() -> None:
 
 def test_a_patient_stands_where_the_worst_alert_does() -> None:
     ranked = [
-        {"patient_id": patient, "image_uri": uri} for uri, patient in zip("abcd", [None, "P", None, "P"], strict=True)
+        {"patient_id": patient, "image_uri": uri, "archive": "s3://a"}
+        for uri, patient in zip("abcd", [None, "P", None, "P"], strict=True)
     ]
     assert [row["image_uri"] for row in alerts.by_patient(ranked)] == ["a", "b", "d", "c"]
+
+
+def test_patient_7_of_two_archives_are_two() -> None:
+    ranked = [
+        {"patient_id": "7", "image_uri": uri, "archive": archive} for uri, archive in zip("abcd", "xyyx", strict=True)
+    ]
+    assert [row["image_uri"] for row in alerts.by_patient(ranked)] == ["a", "d", "b", "c"]

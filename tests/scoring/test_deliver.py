@@ -10,10 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from melanoma import config, storage
 from melanoma.errors import InputError, MelanomaError
 from melanoma.scoring import deliver, lease, tables
 from melanoma.scoring.config import DeliveryConfig
+from tests.support.receiver import Receiver, receiving
 
 WEBHOOK_KEY = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 
@@ -67,60 +66,10 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Receiver(ThreadingHTTPServer):
-    """Answers as `answers` say, one after the other, then with 200; keeps what it acknowledged."""
-
-    daemon_threads = True
-
-    def __init__(self, answers: list[int | str]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers = answers
-        self.acknowledged: list[tuple[dict[str, str], bytes]] = []
-        self.seen = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/alerts"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.seen += 1
-        answer = self.server.answers.pop(0) if self.server.answers else 200
-        if answer == "stall":
-            time.sleep(3)
-            return
-        if answer == "reset":
-            return
-        if answer == "slow":
-            time.sleep(3)
-            answer = 200
-        if answer == 200:
-            self.server.acknowledged.append(({key.lower(): value for key, value in self.headers.items()}, body))
-        self.send_response(int(answer))
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-
 @pytest.fixture
 def receiver() -> Iterator[Callable[..., Receiver]]:
     with contextlib.ExitStack() as stack:
-
-        def start(*answers: int | str) -> Receiver:
-            server = stack.enter_context(Receiver(list(answers)))
-            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(server.shutdown)
-            return server
-
-        yield start
+        yield lambda *answers: stack.enter_context(receiving(*answers))
 
 
 def settings(**values: Any) -> DeliveryConfig:
@@ -146,8 +95,14 @@ def test_what_is_new_is_posted_once_and_signed(out: Path, receiver: Callable[...
 
 def test_a_night_without_anything_new_sends_nothing(out: Path, receiver: Callable[..., Receiver]) -> None:
     hook = receiver()
-    assert deliver.deliver(str(out), settings(webhook=hook.url), say=quiet) == 0
+    assert deliver.deliver(str(out), settings(webhook=hook.url), "2026-11-21", say=quiet) == 0
     assert hook.seen == 0
+
+
+def test_a_first_delivery_has_the_nights_before_the_newest(out: Path, receiver: Callable[..., Receiver]) -> None:
+    hook = receiver()
+    assert deliver.deliver(str(out), settings(webhook=hook.url), say=quiet) == 1
+    assert [json.loads(body)["run_date"] for _, body in hook.acknowledged] == ["2026-11-20"]
 
 
 def test_a_receiver_that_fails_stalls_and_breaks_off_gets_it_once(

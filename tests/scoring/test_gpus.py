@@ -1,20 +1,100 @@
-"""A cluster with GPUs (here: with nodes that say so): images are decoded by CPU workers, the network is asked there."""
+"""A Ray with GPUs (here: with a node that says so): images are decoded by CPU workers, the network is asked there."""
 
-import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import ray
 
 from melanoma import config, ray_session
-from melanoma.errors import InputError
+from melanoma.errors import MelanomaError
+from melanoma.scoring import gpus
 from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import Outcome, score
-from tests.support.in_this_process import scored_in_this_process
+from tests.support import in_this_process
 from tests.support.shared_ray import SharedRay
 
-pytestmark = pytest.mark.slow  # a Ray of its own
+PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
+
+
+class Network:
+    """In the place of `gpus.NetworkOnGpu`: answers with its number, and is lost once `deaths` are left."""
+
+    def __init__(self, number: float, registry: Any, deaths: int = 0) -> None:
+        self._number, self._deaths = number, deaths
+        ray.get(registry.add.remote(ray.get_runtime_context().current_actor))
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        if self._deaths:
+            os._exit(1)
+        return np.full(len(pixels), self._number)
+
+
+@pytest.fixture
+def registry(ray_cluster: None) -> Iterator[Any]:
+    made = ray.remote(num_cpus=0)(gpus.Registry).remote()
+    yield made
+    ray.kill(made)
+
+
+@pytest.fixture
+def network(registry: Any) -> Iterator[Callable[..., Any]]:
+    """Starts a network and waits until it has answered."""
+    started = []
+
+    def start(number: float, deaths: int = 0) -> Any:
+        known = len(ray.get(registry.networks.remote()))
+        started.append(ray.remote(num_cpus=0)(Network).remote(number, registry, deaths))
+        while len(ray.get(registry.networks.remote())) == known:
+            pass
+        return started[-1]
+
+    yield start
+    for actor in started:
+        ray.kill(actor)
+
+
+def test_networks_that_come_are_used_and_those_that_go_are_not(registry: Any, network: Callable[..., Any]) -> None:
+    first = network(1.0)
+    worker = gpus.Gpus(registry)
+    assert worker.answer(worker.ask(PIXELS)).tolist() == [1.0, 1.0]
+    network(2.0)
+    answers = {gpus.Gpus(registry).answer(asked)[0] for asked in _asked_twice(registry)}
+    assert answers == {1.0, 2.0}
+    ray.kill(first)
+    assert [worker.answer(worker.ask(PIXELS))[0] for _ in range(3)] == [2.0] * 3
+
+
+def _asked_twice(registry: Any) -> list[gpus.Question]:
+    worker = gpus.Gpus(registry)
+    return [worker.ask(PIXELS), worker.ask(PIXELS)]
+
+
+def test_a_batch_that_every_network_dies_of_ends_the_run(
+    registry: Any, network: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus, "_TRIES", 2)
+    for number in range(3):
+        network(number, deaths=1)
+    worker = gpus.Gpus(registry)
+    with pytest.raises(MelanomaError, match="ended 2 times under the same images"):
+        worker.answer(worker.ask(PIXELS))
+
+
+def test_worker_and_driver_leave_the_gpus_alone_that_they_were_not_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lesions: Path, bundle_path: Path, scored_in_this_process: None
+) -> None:
+    """Otherwise TensorFlow takes the memory of every GPU that it sees, before the network there can."""
+    hidden = []
+    monkeypatch.setattr("tensorflow.config.set_visible_devices", lambda shown, kind: hidden.append((shown, kind)))
+    places = {"archive": str(lesions), "out": str(tmp_path / "out"), "bundle": str(bundle_path)}
+    chosen = config.load(ScoreConfig, None, **places, explained=1)
+    assert score(chosen, say=lambda _: None).record.counts.alerts
+    assert hidden == [([], "GPU"), ([], "GPU")]  # the worker's network, and the driver's heat maps
 
 
 @pytest.fixture(scope="module")
@@ -27,35 +107,35 @@ def with_a_gpu(shared_ray: SharedRay) -> Iterator[None]:
         ray_session.disconnect()
 
 
-@pytest.fixture
-def score_on(
+@pytest.mark.slow
+def test_the_network_is_asked_on_the_gpu_and_says_the_same(
     with_a_gpu: None, tmp_path: Path, lesion: Callable[..., bytes], bundle_path: Path
-) -> Callable[[int | None], Outcome]:
+) -> None:
     (tmp_path / "archive").mkdir()
     for seed in range(13):
         (tmp_path / "archive" / f"{seed}.jpg").write_bytes(lesion(seed=seed))
     (tmp_path / "archive" / "broken.jpg").write_bytes(b"no image")
 
-    def run(gpus: int | None) -> Outcome:
-        places = {"archive": str(tmp_path / "archive"), "out": f"{tmp_path}/{gpus}", "bundle": str(bundle_path)}
-        chosen = config.load(ScoreConfig, None, **places, gpus=gpus, batch_size=2, shard_size=8)
-        return score(chosen, say=lambda _: None)
+    def scored(out: str, **values: Any) -> tuple[Outcome, pd.DataFrame]:
+        places = {"archive": str(tmp_path / "archive"), "out": f"{tmp_path}/{out}", "bundle": str(bundle_path)}
+        chosen = config.load(ScoreConfig, None, **places, batch_size=2, shard_size=8, **values)
+        outcome = score(chosen, say=lambda _: None)
+        scores = pd.read_parquet(tmp_path / out / "scores").sort_values("image_uri", ignore_index=True)
+        return outcome, scores.drop(columns=["run_id", "run_date", "scored_at"])
 
-    return run
-
-
-def test_the_network_is_asked_on_the_gpu_and_says_the_same(
-    score_on: Callable[[int | None], Outcome], tmp_path: Path
-) -> None:
-    found = {}
-    for gpus in (0, None):
-        with contextlib.nullcontext() if gpus is None else scored_in_this_process():
-            assert score_on(gpus).record.counts.scored == 13
-        scores = pd.read_parquet(tmp_path / str(gpus) / "scores").sort_values("image_uri", ignore_index=True)
-        found[gpus] = scores.drop(columns=["run_id", "run_date", "scored_at"])
-    pd.testing.assert_frame_equal(found[0], found[None], atol=1e-5)
+    with in_this_process.scored_in_this_process():
+        expected = scored("here", gpus=0)[1]
+    # All that are there, and a wish for more than there are.
+    for out, wish in (("null", None), ("3", 3)):
+        outcome, found = scored(out, gpus=wish)
+        assert outcome.record.counts.scored == 13
+        pd.testing.assert_frame_equal(found, expected, atol=1e-5)
 
 
-def test_more_gpus_than_there_are_are_refused(score_on: Callable[[int | None], Outcome], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="gpus is 2: the cluster has 1"):
-        score_on(2)
+@pytest.mark.slow
+def test_only_who_is_given_a_gpu_sees_one(with_a_gpu: None) -> None:
+    def visible() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    assert ray.get(ray.remote(visible).remote()) == ""
+    assert ray.get(ray.remote(num_gpus=1)(visible).remote()) == "0"

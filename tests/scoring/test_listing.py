@@ -1,8 +1,10 @@
 """What an archive holds: prefixes, manifests and S3 inventories say it alike."""
 
+import csv
 import gzip
 import json
-from collections.abc import Iterable
+import tracemalloc
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pyarrow.orc
 import pytest
 
-from melanoma import storage
+from melanoma import storage, table_files
 from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import InputError
 from melanoma.scoring import listing
@@ -72,6 +74,79 @@ def test_a_manifest_of_a_spreadsheet_keeps_names_that_look_like_numbers(tmp_path
     (tmp_path / "001").write_bytes(b"x")
     (tmp_path / "manifest.csv").write_text("path,note\n001,\n", encoding="utf-8-sig")
     assert [info.uri for info in listing.objects([str(tmp_path / "manifest.csv")], STORE)] == [f"{tmp_path}/001"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("LIST.CSV", b"path\na.jpg\nb.jpg\n"),
+        ("list.tsv", b"path\tlabel\na.jpg\tMEL\nb.jpg\tNV"),
+        ("HAM10000_metadata.tab", b'"image_id"\t"path"\n"a"\t"a.jpg"\n"b"\t"b.jpg"\n'),
+        ("list.csv.gz", gzip.compress(b"path\na.jpg\nb.jpg\n")),
+        ("list.csv", b"\n \nlabel;path;\r\nMEL; a.jpg ;;\r\n\r\n;;\r\nNV;b.jpg\r\n"),
+        ("list.csv", b"\xef\xbb\xbfpath,label\na.jpg,MEL,\nb.jpg,NV,,\n"),
+        ("list.csv", b"path , label\r a.jpg, MEL\rb.jpg  ,NV\r"),
+        ("list.csv", b'path,label\n"a.jpg" , "MEL"\n "b.jpg","5"" wide"\n'),
+        ("list.csv", "path\tlabel\na.jpg\tä\nb.jpg\t\n".encode("utf-16")),
+        ("list.csv", b"label,file_name\n,a.jpg\n,sub/../b.jpg\n"),
+        ("sub/list.csv", b"path\n../a.jpg\n./../b.jpg\n"),
+        ("list.csv", b"path\na.jpg\nfile://FOLDER/b.jpg\n"),
+    ],
+    ids=repr,
+)
+def test_a_manifest_is_read_by_score_and_catalog_alike(
+    tmp_path: Path, lesion: Callable[..., bytes], name: str, content: bytes
+) -> None:
+    for seed, image in enumerate(("a.jpg", "b.jpg")):
+        (tmp_path / image).write_bytes(lesion(seed=seed))
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content.replace(b"FOLDER", str(tmp_path).encode()))
+    wanted = [f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"]
+    assert [info.uri for info in listing.objects([str(path)], STORE)] == wanted
+    (table,) = [table_files.read(str(path))]
+    column = next(each for each in table_files.LOCATIONS if each in table)
+    assert [table_files.place(str(path), str(words)) for words in table[column]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "uri"),
+    [
+        ("x.jpg", "s3://bucket/a//b/x.jpg"),
+        ("sub//x.jpg", "s3://bucket/a//b/sub//x.jpg"),
+        ("./x.jpg", "s3://bucket/a//b/x.jpg"),
+        ("../x.jpg", "s3://bucket/a//x.jpg"),
+        ("../../../x.jpg", "s3://bucket/x.jpg"),
+        ("s3://other/a//b/../x.jpg", "s3://other/a//b/../x.jpg"),
+        ("s3://other/folder/", "s3://other/folder/"),
+        ("/data//x.jpg", "/data/x.jpg"),
+    ],
+)
+def test_keys_of_a_bucket_are_kept_as_they_are(words: str, uri: str) -> None:
+    assert table_files.place("s3://bucket/a//b/list.csv", words) == uri
+
+
+def test_a_path_that_leads_out_of_the_bucket_is_a_sentence() -> None:
+    with pytest.raises(InputError, match=r"names '\.\./\.\./x.jpg', which leads out of the bucket bucket"):
+        table_files.place("s3://bucket/a/list.csv", "../../x.jpg")
+
+
+@pytest.mark.parametrize("rows", [30_000, pytest.param(400_000, marks=pytest.mark.slow)])
+def test_quoted_line_breaks_are_read_however_many_there_are(tmp_path: Path, rows: int) -> None:
+    """More than one block of any reader."""
+    note = "first line\r\nsecond line, with a comma\n" * (3 if rows < 100_000 else 1)
+    with (tmp_path / "list.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["note", "path", "size", "etag"])
+        writer.writerows([note, f"{number}.jpg", 10, f"e{number}"] for number in range(rows))
+    tracemalloc.start()
+    found = 0
+    for found, info in enumerate(listing.objects([str(tmp_path / "list.csv")], STORE)):
+        assert info == ObjectInfo(f"{tmp_path}/{found}.jpg", 10, f"e{found}")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == rows - 1
+    assert peak < 60 * 2**20
 
 
 def test_what_cannot_be_looked_up_for_now_is_looked_up_again(
@@ -164,10 +239,16 @@ def test_an_inventory_lists_what_the_bucket_lists(prefix: str, bucket: str, file
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", b"image,label\nx,MEL\n", "has none of the columns uri, image_uri and path"),
+        ("a.csv", b"image,label\nx,MEL\n", "has none of the columns uri, image_uri, path, file"),
         ("a.csv", b"path,label\n,MEL\n", "has a row without path"),
         ("a.csv", b"path,size,etag\nx,big,1\n", "The size 'big' in a manifest is not a number of bytes"),
-        ("a.parquet", b"not a table", "a.parquet cannot be read as a table"),
+        ("a.csv", b'path,label\n"x,MEL\ny,NV\n', "is not a readable CSV table: a quote is not closed"),
+        ("a.csv", b"path,label\nx,y.jpg,MEL\n", "has a row of 3 fields, which begins with 'x', and a header of 2"),
+        ("a.csv", b"path,label,path\nx,MEL,y\n", "has two columns 'path'"),
+        ("a.csv", b"", "is not a readable CSV table: it is empty"),
+        ("a.csv", b"path\nx\xff.jpg\n", "is not a readable CSV table, or a damaged one: 'utf-8' codec"),
+        ("a.csv.gz", gzip.compress(b"path\nx.jpg\n" * 1000)[:-20], "is not a readable CSV table, or a damaged one"),
+        ("a.parquet", b"not a table", "a.parquet is not a Parquet file, or a damaged one"),
         ("manifest.json", b'{"files": 3}', "is not the manifest of an S3 Inventory"),
         (
             "manifest.json",

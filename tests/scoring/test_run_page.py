@@ -92,7 +92,8 @@ def page(
     rejects: Mapping[str, Any] | None = None,
     tonight: RunRecord | None = None,
 ) -> str:
-    return run_page.render(tonight or record(), earlier, alerts, shown, rejects or {})
+    table = pa.Table.from_pylist(list(alerts), schema=tables.ALERTS)
+    return run_page.render(tonight or record(), earlier, table, shown, rejects or {})
 
 
 def words(html: str) -> str:
@@ -137,6 +138,19 @@ def test_alerts_of_a_patient_stand_together() -> None:
     assert re.findall(r"<h3>(.*?)</h3>", html) == [
         'Patient A <span class="soft">(2 alerts)</span>',
         "Patient B",
+    ]
+
+
+def test_patient_7_of_two_archives_are_two() -> None:
+    night = record().model_copy(update={"archive": ("s3://north/2026", "s3://south/2026")})
+    sites = ["north", "south", "north"]
+    alerts = [
+        alert(rank, patient_id="7", image_uri=f"s3://{site}/2026/{rank}.dcm") for rank, site in enumerate(sites, 1)
+    ]
+    html = page(alerts, [AlertPictures()] * 3, tonight=night)
+    assert re.findall(r"<h3>(.*?)</h3>", html) == [
+        'Patient 7 of north/2026 <span class="soft">(2 alerts)</span>',
+        "Patient 7 of south/2026",
     ]
 
 

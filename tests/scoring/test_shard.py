@@ -17,10 +17,10 @@ import pytest
 from melanoma import config, storage
 from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import MelanomaError
+from melanoma.imaging import load
 from melanoma.imaging.errors import ImageError
 from melanoma.imaging.limits import Limits
 from melanoma.model.bundle import Bundle
-from melanoma.privacy import Privacy
 from melanoma.scoring import fetch, shard
 from melanoma.scoring import plan as plans
 from melanoma.scoring.config import ScoreConfig
@@ -59,7 +59,7 @@ class Store:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     made = Store()
-    monkeypatch.setattr(storage, "read_bytes", made.read_bytes)
+    monkeypatch.setattr(storage.Store, "read_bytes", lambda _, uri, limit=None: made.read_bytes(uri, limit))
     return made
 
 
@@ -141,13 +141,16 @@ def test_a_store_that_is_gone_ends_the_run_however_small_its_shards_are(
 ) -> None:
     infos = list(storage.list_objects(str(lesions)))[:9]
     plan = plans.freeze(str(tmp_path), "a", RunHeader(run_date="2026-11-20"), infos, [], lambda images: 3)
-    scorer = shard.ShardScorer(bundle, plan, settings(requests=5, patience=0), Privacy())
+    scorer = shard.ShardScorer(bundle, plan, settings(requests=5, patience=0))
 
-    def away(uri: str, limit: int) -> bytes:
-        raise storage.UnavailableError("away")
+    read = storage.Store.read_bytes
 
-    read = storage.read_bytes
-    monkeypatch.setattr(storage, "read_bytes", lambda uri, limit=None: away(uri, limit) if limit else read(uri))
+    def away(store: storage.Store, uri: str, limit: int | None = None) -> bytes:
+        if limit:
+            raise storage.UnavailableError("away")
+        return read(store, uri)
+
+    monkeypatch.setattr(storage.Store, "read_bytes", away)
     assert scorer(pa.table({"shard": [0]}))["rejects_access"][0].as_py() == 3
     with pytest.raises(MelanomaError, match="5 images in a row could not be fetched"):
         scorer(pa.table({"shard": [1]}))
@@ -159,7 +162,7 @@ def test_patience_ends(s3: LocalS3, bucket: str, through: Callable[..., Any], qu
     with faulty_proxy(s3.endpoint, lambda method, path: "busy") as proxy:
         through(proxy)
         [(uri, data)] = fetching(table, settings(patience=0))
-    (image,) = shard.decode_one(uri, data, 32, LIMITS)
+    (image,) = shard.images_of(uri, load.load(data, 32, LIMITS))
     assert image.error_kind == "access"
     assert image.error is not None
     assert "SlowDown" in image.error
@@ -204,13 +207,13 @@ FILES = {f"{number:02}.jpg": bytes([number]) * (100 * number) for number in rang
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the ranges that are read."""
     found: list[int] = []
-    whole = storage.read_range
+    whole = storage.Store.read_range
 
-    def counted(uri: str, offset: int, length: int, etag: str = "") -> bytes:
+    def counted(store: storage.Store, uri: str, offset: int, length: int, etag: str = "") -> bytes:
         found.append(length)
-        return whole(uri, offset, length, etag)
+        return whole(store, uri, offset, length, etag)
 
-    monkeypatch.setattr(storage, "read_range", counted)
+    monkeypatch.setattr(storage.Store, "read_range", counted)
     return found
 
 

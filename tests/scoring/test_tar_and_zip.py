@@ -3,6 +3,8 @@
 import io
 import resource
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -260,16 +262,159 @@ def test_a_directory_is_read_by_ranges_and_not_whole(tmp_path: Path, monkeypatch
     tar(tmp_path / "a.tar", large)
     zipped(tmp_path / "a.zip", large, zipfile.ZIP_STORED)
     read: list[int] = []
-    whole = storage.read_range
+    whole = storage.Store.read_range
 
-    def counted(uri: str, offset: int, length: int, etag: str = "") -> bytes:
-        data = whole(uri, offset, length, etag)
+    def counted(store: storage.Store, uri: str, offset: int, length: int, etag: str = "") -> bytes:
+        data = whole(store, uri, offset, length, etag)
         read.append(len(data))
         return data
 
-    monkeypatch.setattr(storage, "read_range", counted)
+    monkeypatch.setattr(storage.Store, "read_range", counted)
     monkeypatch.setitem(tar_and_zip._READ_AHEAD, ".tar", 64 * 1024)
     for name in ("a.tar", "a.zip"):
         read.clear()
         assert len(found(tmp_path / name)) == 5
         assert sum(read) < 1_000_000
+
+
+# --- large and hostile directories ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of what is read of archives."""
+    found: list[int] = []
+    whole = storage.Store.read_range
+
+    def counted(store: storage.Store, uri: str, offset: int, length: int, etag: str = "") -> bytes:
+        found.append(length)
+        return whole(store, uri, offset, length, etag)
+
+    monkeypatch.setattr(storage.Store, "read_range", counted)
+    return found
+
+
+def end_record(entries: int, size: int, begin: int, is_64: bool) -> bytes:
+    """The end of a zip, as PKWARE's APPNOTE.TXT has it."""
+    if not is_64:
+        return struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, entries, entries, size, begin, 0)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, size, begin)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, begin + size, 1)
+    return record + locator + end_record(0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, is_64=False)
+
+
+def with_directory(path: Path, names: list[str], claimed: int | None = None, is_64: bool = False) -> None:
+    """A zip of empty members."""
+    claimed = len(names) if claimed is None else claimed
+    entries = [
+        struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0) + name.encode()
+        for name in names
+    ]
+    local, directory = struct.pack("<4s5H3L2H", b"PK\3\4", 20, *[0] * 9), b"".join(entries)
+    path.write_bytes(local + directory + end_record(claimed, len(directory), len(local), is_64))
+
+
+@pytest.mark.parametrize(("entries", "size"), [(2_000_000, 110_000_000), (1_000_001, 60_000_000), (9, 2**30)])
+def test_a_zip_of_too_many_members_is_refused_by_its_end_record(
+    tmp_path: Path, read: list[int], entries: int, size: int
+) -> None:
+    with (tmp_path / "a.zip").open("wb") as file:
+        file.seek(size)  # a directory of zeros
+        file.write(end_record(entries, size, 0, is_64=True))
+    (member,) = found(tmp_path / "a.zip")
+    assert (member.uri, member.error_kind) == (str(tmp_path / "a.zip"), "too_large")
+    assert member.refused == "The archive has more than 1,000,000 members: cut it in parts."
+    assert sum(read) < 200_000
+
+
+@pytest.mark.parametrize("claimed", [3, 0])
+def test_an_end_record_that_says_too_little_is_not_believed(
+    tmp_path: Path, claimed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number}.jpg" for number in range(1500)]
+    with_directory(tmp_path / "a.zip", names, claimed)
+    *members, last = found(tmp_path / "a.zip")
+    assert [member.uri for member in members] == [f"{tmp_path}/a.zip!/{name}" for name in names]
+    assert (last.uri, last.error_kind) == (str(tmp_path / "a.zip"), "truncated")
+    assert last.refused == f"The zip has 1,500 members and says that it has {claimed}: fetch or export it again."
+    monkeypatch.setattr(tar_and_zip, "_MOST_MEMBERS", 1000)
+    *members, last = found(tmp_path / "a.zip")
+    assert (len(members), last.error_kind) == (1000, "too_large")
+
+
+def test_an_end_record_that_says_too_much_is_said(tmp_path: Path) -> None:
+    with_directory(tmp_path / "a.zip", ["a.jpg", "b.jpg"], claimed=5)
+    assert [member.error_kind for member in found(tmp_path / "a.zip")] == [None, None, "truncated"]
+
+
+@pytest.mark.parametrize(("claimed", "is_64"), [(70_000, True), (70_000 % 2**16, False)])
+def test_a_zip_of_more_members_than_16_bits_count_is_read(tmp_path: Path, claimed: int, is_64: bool) -> None:
+    """Programs that do not know zip64 count modulo 65,536."""
+    names = [f"{number}.jpg" for number in range(70_000)]
+    with_directory(tmp_path / "a.zip", names, claimed, is_64)
+    members = found(tmp_path / "a.zip")
+    assert [member.uri for member in members] == [f"{tmp_path}/a.zip!/{name}" for name in names]
+    assert not any(member.refused for member in members)
+
+
+def test_a_zip_behind_other_bytes_and_with_a_comment_is_read(tmp_path: Path) -> None:
+    zipped(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as made:
+        made.comment = b"exported on a Monday" * 100
+    (tmp_path / "a.zip").write_bytes(b"#!/bin/sh\n" * 50 + (tmp_path / "a.zip").read_bytes())
+    assert contents(tmp_path / "a.zip") == FILES
+
+
+def test_a_member_in_64_bits_and_a_name_that_is_no_utf8_are_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as made, made.open("a.jpg", "w", force_zip64=True) as file:
+        file.write(b"data")
+    data = (tmp_path / "a.zip").read_bytes()
+    end = data.rindex(b"PK\5\6")
+    begin = data.rindex(b"PK\1\2")
+    entry = bytearray(data[begin:end])
+    entry[20:28], entry[42:46] = b"\xff" * 8, b"\xff" * 4  # all in the extra field
+    extra = struct.pack("<HHQQQ", 1, 24, 4, 4, 0)
+    entry[30:32], entry[8:10] = struct.pack("<H", len(extra)), struct.pack("<H", 0x800)
+    entry = entry[:46] + b"\xff.jpg" + extra
+    (tmp_path / "a.zip").write_bytes(data[:begin] + entry + end_record(1, len(entry), begin, is_64=False))
+    assert contents(tmp_path / "a.zip") == {"\\xff.jpg": b"data"}
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
+def test_headers_without_end_are_not_followed(tmp_path: Path, read: list[int], kind: bytes) -> None:
+    """A header of a tar that stands before another header, and so on; each may be a name of any length."""
+    header = bytearray(512)
+    header[124:136] = b"%011o\0" % 2**19
+    header[156:157], header[257:265] = kind, b"ustar  \0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with (tmp_path / "a.tar").open("wb") as file:
+        for _ in range(40):
+            file.write(header + bytes(2**19))
+    assert [member.error_kind for member in found(tmp_path / "a.tar")] == ["truncated"]
+    assert sum(read) < 20 * 2**20
+
+
+@pytest.mark.slow
+def test_sixteen_archives_of_many_members_fit_into_memory(tmp_path: Path) -> None:
+    names = [f"patient-{number:09}/visit-1/image-{number:09}.jpg" for number in range(150_000)]
+    with_directory(tmp_path / "0.zip", names, is_64=True)
+    for number in range(1, 16):
+        (tmp_path / f"{number}.zip").symlink_to(tmp_path / "0.zip")
+    ended = subprocess.run([sys.executable, "-c", _MANY, str(tmp_path)], capture_output=True, text=True, check=True)
+    images, peak = map(int, ended.stdout.split())
+    print(f"{peak // 1024} MiB")
+    assert images == 16 * 150_000
+    assert peak < 1_700_000  # KiB, of which the database may take 0.5 GB; 200 MB an archive would be 3 GB
+
+
+_MANY = """
+import resource, sys
+from melanoma import storage
+from melanoma.scoring import plan
+from melanoma.scoring.record import RunHeader
+
+infos = [storage.info(f"{sys.argv[1]}/{number}.zip") for number in range(16)]
+made = plan.freeze(f"{sys.argv[1]}/out", "a", RunHeader(run_date="2026-11-20"), infos, [], lambda images: 4096)
+print(made.images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from melanoma.demo.local_s3 import _ended_with_this_process
 from melanoma.imaging.limits import Limits
 from melanoma.model import triage
 from melanoma.model.bundle import Bundle
+from melanoma.serving import app, form
+from tests.support import deadly_files
 
 Descendants = Callable[[int], dict[int, str]]
 
@@ -70,7 +73,7 @@ def start(program: str, environment: dict[str, str], bundle: Path, folder: Path)
     with log.open("wb") as said:
         process = subprocess.Popen(
             [program, "serve", "--bundle", str(bundle), "--port", str(port)],
-            env={**environment, "MELANOMA_API_KEY": KEY},
+            env={**environment, "MELANOMA_API_KEY": KEY, "PYTHONPATH": str(deadly_files.FOLDER)},
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -141,6 +144,59 @@ def test_health_is_answered_without_a_key(server: Server, bundle: Bundle) -> Non
     assert server.ask("GET", "/healthz", key=None) == (200, {"status": "ok", "model_version": bundle.version})
 
 
+def test_health_is_answered_to_whoever_asks_for_the_head_alone(server: Server) -> None:
+    """As `curl -I` and load balancers do."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("HEAD", "/healthz")
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (200, b"")
+    connection.close()
+
+
+def curl(server: Server, *arguments: str | Path, key: str = KEY) -> tuple[int, dict[str, Any]]:
+    url = f"http://127.0.0.1:{server.port}/v1/predict"
+    options = ["-s", "-H", f"X-API-Key: {key}", "-w", "\n%{http_code}"]
+    done = subprocess.run(["curl", *options, *map(str, arguments), url], capture_output=True, text=True, check=True)
+    answer, _, status = done.stdout.rpartition("\n")
+    return int(status), json.loads(answer)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="There is no curl on this machine.")
+def test_every_way_of_curl_to_send_a_file_is_answered(
+    server: Server, lesion: Callable[..., bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "lésion 1.jpg"
+    path.write_bytes(lesion("MEL", 1))
+    plain = server.predict(path.read_bytes())
+    assert plain[0] == 200
+    assert curl(server, "--data-binary", f"@{path}") == plain
+    assert curl(server, "-T", path, "-X", "POST") == plain
+    for more in ([], ["-F", "patient=4711"], ["-H", "Expect: 100-continue"]):
+        assert curl(server, "-F", f"file=@{path}", *more) == plain
+    status, answer = curl(server, "-F", f"a=@{path}", "-F", f"b=@{path}")
+    assert (status, answer["error_kind"]) == (422, "form")
+    assert answer["error"].startswith("The form holds 2 files: send one image a request, as `curl -F file=@lesion.jpg`")
+    status, answer = curl(server, "-F", "file=lesion.jpg")
+    assert (status, answer["error_kind"]) == (422, "form")
+    status, answer = curl(server, "-d", f"@{path}")
+    assert (status, answer["error_kind"]) == (422, "truncated")
+    assert answer["error"].endswith("send it with `curl --data-binary @FILE`.")
+    assert curl(server, "-F", f"file=@{path}", key="wrong")[0] == 401
+
+
+@pytest.mark.parametrize(("size", "status"), [(MAX_BYTES + 1, 413), (MAX_BYTES + form.OVERHEAD, 413), (MAX_BYTES, 422)])
+def test_a_form_has_the_limits_of_its_file(server: Server, size: int, status: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    headers = {"X-API-Key": KEY, "Content-Type": "multipart/form-data; boundary=x"}
+    connection.request("POST", "/v1/predict", head + bytes(size) + b"\r\n--x--\r\n", headers)
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    assert response.status == status
+    assert answer["error_kind"] == ("too_large" if status == 413 else "not_an_image")
+
+
 def test_what_is_too_large_is_refused(server: Server) -> None:
     status, answer = server.predict(bytes(MAX_BYTES + 1))
     assert (status, answer["error_kind"]) == (413, "too_large")
@@ -164,6 +220,14 @@ def test_there_is_nothing_else(server: Server) -> None:
     for method, path in [("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/redoc"), ("GET", "/v1")]:
         assert server.ask(method, path)[0] == 404, path
     assert server.ask("GET", "/v1/predict")[0] == 405
+
+
+def test_a_file_that_kills_its_process_takes_no_replica_with_it(server: Server, lesion: Callable[..., bytes]) -> None:
+    good = lesion("NV", 1)
+    comment = b"!crash!"
+    deadly = good[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2) + comment + good[2:]
+    assert server.predict(deadly)[1]["error_kind"] == "crashed"
+    assert server.predict(good)[0] == 200
 
 
 def test_twenty_at_once_are_all_answered(server: Server, lesion: Callable[..., bytes]) -> None:
@@ -208,6 +272,24 @@ def test_an_address_that_cannot_be_had_is_one_line(
     said = command("serve", "--bundle", bundle_path, "--port", server.port, *address)
     assert (said.code, said.out) == (2, "")
     assert re.fullmatch(f"melanoma: {hint.format(port=server.port)}[^\n]*\n", said.err), said.err
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\u20ac", f"{KEY}\u00e9", f"{KEY[:8]}\n{KEY[8:]}", f"{KEY}\x07"])
+def test_it_does_not_start_with_a_key_that_no_client_can_send(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bundle_path: Path, key: str
+) -> None:
+    monkeypatch.setenv("MELANOMA_API_KEY", key)
+    said = command("serve", "--bundle", bundle_path, "--port", free_port())
+    assert (said.code, said.out) == (2, "")
+    assert re.fullmatch(r"melanoma: MELANOMA_API_KEY has characters that no client can send[^\n]*\n", said.err)
+    assert KEY not in said.err
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\r\n", f" {KEY} ", f"\ufeff{KEY}\n"])
+def test_a_line_end_is_no_part_of_the_key(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("MELANOMA_API_KEY", key)
+    assert app.api_key_from_environment() == KEY
+    assert "MELANOMA_API_KEY" not in os.environ
 
 
 # The last: it stops what the others ask.

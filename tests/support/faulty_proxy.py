@@ -1,9 +1,11 @@
 """An HTTP proxy before an object store that does what stores do on a bad day, for tests and benchmarks: 503, resets,
-bodies cut short, delays."""
+bodies cut short, delays, silence."""
 
 import contextlib
 import http.client
+import math
 import random
+import re
 import socket
 import struct
 import threading
@@ -11,9 +13,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-Fault = str  # "busy", "reset", "truncate", "slow" or "" for none
+Fault = str  # "busy", "reset", "truncate", "slow", "hang" (is never answered), or "" for none
+PHASES = {
+    "list": "GET .*list-type=2.*prefix=archive",
+    "plan": "PUT .*/plans/",
+    "freeze": "PUT .*/plan.json",
+    "lease": "(GET|PUT) .*/runs/key=.*/lease.json",
+    "score": "PUT .*/scores/",
+    "publish": "PUT .*/alerts.parquet",
+    "record": "PUT .*/runs/run_id=[^/]*.json",
+}
+"""What a scoring run of ``s3://BUCKET/archive...`` asks for in each of its phases, as `Outage` takes it."""
 _BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
@@ -29,6 +41,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.faults = Counter[str]()
         self.lock = threading.Lock()
         self.down = threading.Event()  # set: every connection is cut
+        self.ended = threading.Event()
 
     @property
     def url(self) -> str:
@@ -46,6 +59,39 @@ def at_random(seed: int, share: float) -> Callable[[str, str], Fault]:
     return decide
 
 
+class Outage:
+    """A `decide` of a store that is away for a while, from the first request on that matches.
+
+    Args:
+        pattern: Of METHOD and path, such as one of `PHASES`.
+        seconds: How long the store is away.
+        fault: What it does meanwhile: "reset", "busy" or "hang".
+        otherwise: What it does before and afterwards.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        seconds: float,
+        fault: Fault = "reset",
+        otherwise: Callable[[str, str], Fault] = lambda method, path: "",
+    ) -> None:
+        self._pattern, self._seconds, self._fault, self._otherwise = re.compile(pattern), seconds, fault, otherwise
+        self._lock = threading.Lock()
+        self.requests = 0  # that it refused
+        self.began = self.last = math.inf  # when it refused the first and the last of them, by time.monotonic
+
+    def __call__(self, method: str, path: str) -> Fault:
+        with self._lock:
+            now = time.monotonic()
+            if self.requests == 0 and self._pattern.match(f"{method} {unquote(path)}"):
+                self.began = now
+            if self.began <= now < self.began + self._seconds:
+                self.last, self.requests = now, self.requests + 1
+                return self._fault
+        return self._otherwise(method, path)
+
+
 @contextlib.contextmanager
 def faulty_proxy(target: str, decide: Callable[[str, str], Fault], delay: float = 0.0) -> Iterator[FaultyProxy]:
     """A proxy on a free port, as long as the block lasts; `delay` seconds are added to every request."""
@@ -55,6 +101,7 @@ def faulty_proxy(target: str, decide: Callable[[str, str], Fault], delay: float 
         try:
             yield proxy
         finally:
+            proxy.ended.set()
             proxy.shutdown()
             thread.join()
 
@@ -81,6 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.faults[fault] += 1
         if fault == "reset":
+            self._reset()
+        elif fault == "hang":
+            self.server.ended.wait()
             self._reset()
         elif fault == "busy":
             self._answer(503, [("Content-Type", "application/xml")], _BUSY)

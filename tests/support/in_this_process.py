@@ -12,30 +12,25 @@ import pyarrow as pa
 import pytest
 
 from melanoma import ray_session
+from melanoma.scoring.progress import Progress
 
 
-class Dataset:
-    """As much of Ray Data as a scoring run uses."""
+def reports(run: Any, unscored: Sequence[int], progress: Progress) -> Iterator[dict[str, Any]]:
+    """In the place of `melanoma.scoring.pool.reports`."""
+    from melanoma.scoring.shard import ShardScorer
 
-    def __init__(self, tasks: Sequence[pa.Table]) -> None:
-        self._tasks = tasks
-
-    def map_batches(self, worker: type, *, fn_constructor_args: tuple[Any, ...], **_: Any) -> "Dataset":
-        self._worker = worker(*fn_constructor_args)
-        return self
-
-    def iter_rows(self) -> Iterator[dict[str, Any]]:
-        for task in self._tasks:
-            yield from self._worker(task).to_pylist()
+    progress.workers = 1
+    worker = ShardScorer(run.bundle, run.plan, run.config)
+    for number in unscored:
+        yield from worker(pa.table({"shard": [number]})).to_pylist()
 
 
 @contextlib.contextmanager
 def scored_in_this_process() -> Iterator[None]:
-    import ray.data
+    from melanoma.scoring import pool
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_session, "connect", lambda: None)
         patch.setattr(ray_session, "cores", lambda: 1)
-        patch.setattr(ray_session, "gpus", lambda: 0)
-        patch.setattr(ray.data, "from_arrow", Dataset)
+        patch.setattr(pool, "reports", reports)
         yield

@@ -59,7 +59,7 @@ def test_a_configuration_trains_for_one_step(ray_cluster: None, name: str) -> No
 
     # What a worker of Ray Train does, in this process: a training of its own takes ten times as long.
     strategy = tf.distribute.get_strategy()
-    learner = loop.make_learner(training, steps_per_epoch=1, workers=1, strategy=strategy, pretrained=True)
+    learner = loop.make_learner(training, steps_per_epoch=1, workers=1, strategy=strategy)
     before = [np.array(weights) for weights in learner.model.trainable_variables]
     batches = loop.feed(ray.put(data.images), data.train, training, range(1), rank=0, workers=1)
     total, _ = loop.train_epoch(loop.make_step(learner, strategy, training), batches, steps=1)

@@ -2,11 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from melanoma.errors import InputError
 from melanoma.model import bundle as bundles
-from melanoma.training import networks
-from melanoma.training.config import BUILT_IN_NETWORKS, Network
+from melanoma.training import loop, networks
+from melanoma.training.config import BUILT_IN_NETWORKS, Network, TrainConfig
 
 NAMES = BUILT_IN_NETWORKS
 APPLICATIONS = [  # scaled inside, in layers, and by an operation
@@ -240,10 +241,12 @@ def test_weights_of_a_file_are_loaded(tmp_path: Path, pixels: np.ndarray) -> Non
         path = tmp_path / name
         first.save_weights(path) if name.endswith(".h5") else first.save(path)
         for workers in (0, 1, 2):
-            second = networks.build(Network(name="MobileNetV3Small", weights=str(path)), 32, 2, workers)
+            wanted = Network(name="MobileNetV3Small", weights=str(path))
+            weights = networks.pretrained_weights(wanted, 32)
+            second = networks.build(wanted, 32, 2, workers, backbone=weights)
             for a, b in zip(first.weights, second.get_layer(networks.BACKBONE).weights, strict=True):
                 np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    bare = networks.build(Network(name="MobileNetV3Small", weights=str(tmp_path / "gone.h5")), 32, 2, pretrained=False)
+    bare = networks.build(Network(name="MobileNetV3Small", weights=str(tmp_path / "gone.h5")), 32, 2)
     assert bare(pixels).shape == (5, 9)
 
 
@@ -258,15 +261,48 @@ def test_weights_of_a_file_are_loaded(tmp_path: Path, pixels: np.ndarray) -> Non
     ids=str,
 )
 def test_a_network_that_cannot_be_had_is_a_sentence(values: dict[str, object], words: str) -> None:
+    wanted = Network.model_validate(values)
     with pytest.raises(InputError, match=words):
-        networks.build(Network.model_validate(values), 32, seed=0)
+        networks.build(wanted, 32, seed=0, backbone=networks.pretrained_weights(wanted, 32))
 
 
 def test_weights_of_another_network_are_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "file.weights.h5"
     networks.build(Network(name="MobileNetV2"), 32, seed=1).get_layer(networks.BACKBONE).save_weights(path)
     with pytest.raises(InputError, match=r"do not fit the network MobileNetV3Small without its top"):
-        networks.build(Network(name="MobileNetV3Small", weights=str(path)), 32, seed=0)
+        networks.pretrained_weights(Network(name="MobileNetV3Small", weights=str(path)), 32)
     path.write_bytes(b"no weights")
     with pytest.raises(InputError, match=r"do not fit the network MobileNetV3Small without its top"):
-        networks.build(Network(name="MobileNetV3Small", weights=str(path)), 32, seed=0)
+        networks.pretrained_weights(Network(name="MobileNetV3Small", weights=str(path)), 32)
+
+
+def test_workers_take_the_weights_that_the_driver_has_loaded(tmp_path: Path) -> None:
+    """A worker needs neither the file nor the internet: it may stand on a machine that has none of both."""
+    path = tmp_path / "file.weights.h5"
+    wanted = Network(name="MobileNetV3Small", weights=str(path))
+    networks.build(wanted, 32, seed=1).get_layer(networks.BACKBONE).save_weights(path)
+    weights = networks.pretrained_weights(wanted, 32)
+    path.unlink()
+    assert networks.pretrained_weights(wanted, 32) is weights
+    training = TrainConfig(catalog="c", out="o", image_size=32, network=wanted)
+    learner = loop.make_learner(training, 1, 1, tf.distribute.get_strategy(), weights)
+    assert weights is not None
+    for a, b in zip(weights, learner.model.get_layer(networks.BACKBONE).get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_that_cannot_be_downloaded_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"weights 'imagenet' of MobileNetV3Small cannot be had: .*to a file or URI"):
+        networks.pretrained_weights(Network(name="MobileNetV3Small", weights="imagenet"), 32)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.weights.h5"
+    backbone = networks.build(Network(name="MobileNetV3Small"), 32, seed=1).get_layer(networks.BACKBONE)
+    backbone.weights[3].assign(np.full(backbone.weights[3].shape, np.nan))
+    backbone.save_weights(path)
+    with pytest.raises(InputError, match="are not all finite numbers"):
+        networks.pretrained_weights(Network(name="MobileNetV3Small", weights=str(path)), 32)

@@ -61,15 +61,16 @@ def test_tensorboard_has_each_epoch_once(tmp_path: Path) -> None:
     assert set(shown) == {"loss", "melanoma_auc"}
 
 
-def test_mlflow_has_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database would take more packages
-    settings = _config(mlflow=tmp_path.as_uri(), experiment="lesions")
+@pytest.mark.parametrize("place", ["{}", "file://{}", "{}/not-yet"])
+def test_mlflow_has_each_epoch_once(tmp_path: Path, place: str) -> None:
+    store = place.format(tmp_path)
+    settings = _config(mlflow=store, experiment="lesions")
     tracking.check_usable(settings)
     with contextlib.suppress(KeyboardInterrupt), tracking.track(settings, _refuse) as on_epoch:
         on_epoch(_epoch(1, 1.0))
         on_epoch(_epoch(2, 0.5))
         raise KeyboardInterrupt
-    client = MlflowClient(tmp_path.as_uri())
+    client = MlflowClient(store)
     experiment = client.get_experiment_by_name("lesions").experiment_id
     (run,) = client.search_runs([experiment])
     assert run.info.status == "FAILED"
@@ -97,8 +98,31 @@ def test_a_password_is_neither_stored_nor_said(monkeypatch: pytest.MonkeyPatch) 
     assert PASSWORD not in str(raised.value)
 
 
-def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "postgresql+psycopg2://me:hunter2@127.0.0.1/mlflow"])
+def test_a_database_that_cannot_be_opened_is_one_whole_sentence(uri: str) -> None:
+    with pytest.raises(InputError) as raised:
+        tracking.check_usable(_config(mlflow=uri))
+    assert PASSWORD not in str(raised.value)
+    assert str(raised.value).endswith(
+        "pip install mlflow, or name a folder or the http:// address of an MLflow server."
+    )
+
+
+def test_what_mlflow_says_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        InputError, match=r"Supported URI schemes are: .* one of the supported backend storage"
+    ) as raised:
+        tracking.check_usable(_config(mlflow="gopher://127.0.0.1"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_registry_of_the_users_environment_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "gopher://127.0.0.1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    tracking.check_usable(_config(mlflow=str(tmp_path)))
+
+
+def test_a_store_that_fails_does_not_end_the_training(tmp_path: Path) -> None:
     said: list[str] = []
     with tracking.track(_config(mlflow=tmp_path.as_uri()), said.append) as on_epoch:
         on_epoch(_epoch(1, 1.0))

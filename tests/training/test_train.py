@@ -87,7 +87,8 @@ def test_two_workers_learn_what_one_learns(
         weights.append(_last_weights(tmp_path / str(workers)))
 
     for alone, together in zip(*weights, strict=True):
-        np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
+        # Relative, too: the averaged weights' own variances are well above 1, and sums of them are rounded otherwise.
+        np.testing.assert_allclose(together, alone, atol=1e-5, rtol=1e-5)
     for name in ("loss", "validation_loss", "melanoma_auc"):
         assert [epoch[name] for epoch in histories[1]] == pytest.approx(
             [epoch[name] for epoch in histories[0]], abs=1e-4
@@ -172,7 +173,7 @@ def test_the_head_learns_first(ray_cluster: None, data: TrainingData, tmp_path: 
     fit(settings, data)
     moved = []
     for path in sorted((tmp_path / "checkpoints").glob("run/checkpoint_*/weights.npz")):
-        model = networks.build(network, SIZE, 0, pretrained=False)
+        model = networks.build(network, SIZE, 0)
         loop._assign(model.variables, path)
         weights = model.get_layer(networks.BACKBONE).weights
         pairs = zip(weights, start.weights, strict=True)

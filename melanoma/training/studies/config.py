@@ -41,7 +41,9 @@ class Scheduler(Model):
     not among the best 1 / `reduction` of the trials that have come so far.
     """
 
-    metric: Literal["accuracy", "balanced_accuracy", "melanoma_auc"] = "balanced_accuracy"  # of validation
+    metric: Literal["accuracy", "balanced_accuracy", "melanoma_auc", "malignant_auc"] = (
+        "balanced_accuracy"  # of validation
+    )
     grace_epochs: Positive = 5
     reduction: Annotated[float, Field(gt=1)] = 3.0
 

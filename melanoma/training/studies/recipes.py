@@ -16,7 +16,7 @@ from melanoma.errors import InputError
 from melanoma.model import bundle as bundles
 from melanoma.model.manifest import JsonModel
 from melanoma.model.predictor import CompiledNetwork, calibrated
-from melanoma.training import plan
+from melanoma.training import loop, plan
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import Split, TrainingData
 from melanoma.training.fit import fit, new_run_name
@@ -135,7 +135,7 @@ def _train_and_test(
         epochs=len(trained.history),
         best_epoch=trained.best + 1,
         seconds=sum(epoch["seconds"] for epoch in trained.history),
-        validation={name: trained.at_best[name] for name in ("accuracy", "balanced_accuracy", "melanoma_auc")},
+        validation={name: trained.at_best[name] for name in loop.FIGURES if name in trained.at_best},
         on=on,
     )
 

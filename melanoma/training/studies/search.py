@@ -27,7 +27,7 @@ from melanoma.training.config import TrainConfig
 from melanoma.training.data import DevelopmentSet, development_rows
 from melanoma.training.input import cache_images
 from melanoma.training.studies.config import Space, TuneConfig
-from melanoma.training.train import check_inputs
+from melanoma.training.train import check_figure, check_inputs
 
 # What has nothing to do with what is learned cannot be searched.
 _NOT_SEARCHED = {*fit.MAY_CHANGE, "select_by", "tracking"}
@@ -75,6 +75,8 @@ def run(settings: TuneConfig, say: Callable[[str], None]) -> list[TrialResult]:
     trials = _trials(settings, base, out)
     for trial in trials.values():
         frame = check_inputs(trial.training)  # all have one catalog
+    labels = schema.usable(frame, "validation")["label"].tolist()
+    check_figure(settings.scheduler.metric, labels, base.catalog)
     fingerprint = schema.fingerprint(frame)
     for name, trial in trials.items():
         _claim(_record(out, name), trial.training, fingerprint)

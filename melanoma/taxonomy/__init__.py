@@ -1,8 +1,8 @@
-"""The nine diagnoses of the project: ISIC names and codes, aliases in each source set, and which are malignant.
+"""The nine diagnoses of the project: ISIC names and codes, and which are malignant.
 
 A *label* is a code such as ``"MEL"``, or several codes joined by ``"|"`` where a source set does not tell them apart:
-HAM10000's ``akiec`` is ``"AK|SCC"`` and its ``bkl`` is ``"BKL|SK"``. Training and metrics treat such a label as "one
-of these".
+HAM10000's ``akiec`` is ``"AK|SCC"`` and its ``bkl`` is ``"BKL|SK"``; "benign" is all that are not malignant. Training
+and metrics treat such a label as "one of these". Which words of the source sets stand for which label: `vocabulary`.
 """
 
 import re
@@ -12,25 +12,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A diagnosis of the taxonomy; `aliases` are words of source sets for it, in lower case."""
-
     code: str
     name: str
     malignant: bool
-    aliases: tuple[str, ...] = ()
 
 
 # Actinic keratosis is a precursor of squamous cell carcinoma, not yet a cancer; HAM10000's `akiec` joins the two.
 DIAGNOSES: tuple[Diagnosis, ...] = (
-    Diagnosis("AK", "actinic keratosis", False, ("ak", "solar keratosis")),
-    Diagnosis("BCC", "basal cell carcinoma", True, ("bcc",)),
-    Diagnosis("DF", "dermatofibroma", False, ("df",)),
-    Diagnosis("MEL", "melanoma", True, ("mel", "melanoma in situ", "melanoma invasive", "melanoma metastasis")),
-    Diagnosis("NV", "nevus", False, ("nv", "naevus", "melanocytic nevus", "melanocytic nevi", "nevi")),
-    Diagnosis("BKL", "pigmented benign keratosis", False, ("pbk", "benign keratosis")),
-    Diagnosis("SK", "seborrheic keratosis", False, ("sk", "seborrhoeic keratosis")),
-    Diagnosis("SCC", "squamous cell carcinoma", True, ("scc",)),
-    Diagnosis("VASC", "vascular lesion", False, ("vasc", "vascular lesions", "vl")),
+    Diagnosis("AK", "actinic keratosis", False),
+    Diagnosis("BCC", "basal cell carcinoma", True),
+    Diagnosis("DF", "dermatofibroma", False),
+    Diagnosis("MEL", "melanoma", True),
+    Diagnosis("NV", "nevus", False),
+    Diagnosis("BKL", "pigmented benign keratosis", False),
+    Diagnosis("SK", "seborrheic keratosis", False),
+    Diagnosis("SCC", "squamous cell carcinoma", True),
+    Diagnosis("VASC", "vascular lesion", False),
 )
 
 CODES: tuple[str, ...] = tuple(d.code for d in DIAGNOSES)
@@ -38,39 +35,11 @@ MALIGNANT: tuple[str, ...] = tuple(d.code for d in DIAGNOSES if d.malignant)
 MELANOMA = "MEL"
 NAMES: dict[str, str] = {d.code: d.name for d in DIAGNOSES}
 
-# Words that cover several diagnoses. HAM10000: Tschandl et al. 2018, doi:10.1038/sdata.2018.161.
-_MERGED: dict[str, str] = {
-    "akiec": "AK|SCC",
-    "bkl": "BKL|SK",
-    "benign keratosis-like lesions": "BKL|SK",
-}
-_ALIASES: dict[str, str] = {
-    **{alias: d.code for d in DIAGNOSES for alias in (d.code.lower(), d.name, *d.aliases)},
-    **_MERGED,
-}
-
-
-# The challenges' BKL is HAM10000's: seborrheic keratosis, lichenoid keratosis and solar lentigo.
-_CHALLENGE: dict[str, str] = {"BKL": "BKL|SK", "AKIEC": "AK|SCC"}
-
-
-def challenge_label_of(word: str) -> str | None:
-    """Like `label_of`, for the codes of the ISIC 2018 and 2019 challenges, whose BKL covers BKL and SK."""
-    return _CHALLENGE.get(word.strip()) or label_of(word)
-
-
-def label_of(word: str) -> str | None:
-    """The label that `word` stands for, or None when the taxonomy does not know it.
-
-    Case, surrounding space, ``_`` and ``-`` are ignored. A label such as ``"AK|SCC"`` stands for itself. ``"BKL"`` in
-    capitals is the single diagnosis of this taxonomy, ``"bkl"`` in lower case is HAM10000's word for BKL and SK.
-    """
-    word = word.strip()
-    codes = word.split("|")
-    if all(code in CODES for code in codes):
-        return join(codes)
-    word = word.lower()
-    return _ALIASES.get(word) or _ALIASES.get(" ".join(word.replace("_", " ").replace("-", " ").split()))
+BENIGN_LABEL = "|".join(d.code for d in DIAGNOSES if not d.malignant)
+MALIGNANT_LABEL = "|".join(MALIGNANT)
+NOT_MELANOMA_LABEL = "|".join(code for code in CODES if code != MELANOMA)
+COARSE: dict[str, str] = {BENIGN_LABEL: "benign", MALIGNANT_LABEL: "malignant", NOT_MELANOMA_LABEL: "not melanoma"}
+"""The labels that tell no more than benign from malignant, or melanoma from the rest, and their names."""
 
 
 def join(codes: Iterable[str]) -> str:
@@ -91,8 +60,8 @@ def codes_of(label: str) -> tuple[str, ...]:
 
 
 def name_of(label: str) -> str:
-    """``"AK|SCC"`` gives "actinic keratosis or squamous cell carcinoma"."""
-    return " or ".join(NAMES[code] for code in codes_of(label))
+    """``"AK|SCC"`` gives "actinic keratosis or squamous cell carcinoma", and `COARSE` labels their short names."""
+    return COARSE.get(label) or " or ".join(NAMES[code] for code in codes_of(label))
 
 
 def merged_classes(labels: Iterable[str], among: Iterable[str] = CODES) -> tuple[str, ...]:
@@ -136,3 +105,31 @@ def image_id_of(uri: str) -> str:
     """The file name without its ending; ISIC's ``_downsampled`` copies bear the id of their original."""
     stem = uri.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     return re.sub(r"^(ISIC_\d{7})_downsampled.*$", r"\1", stem)
+
+
+def melanoma_of(label: str) -> bool | None:
+    """Whether a label is melanoma; None where it leaves that open, as "malignant" (``"BCC|MEL|SCC"``) does."""
+    return _one_answer(code == MELANOMA for code in codes_of(label))
+
+
+def malignant_of(label: str) -> bool | None:
+    """Whether a label is malignant; None where it leaves that open, as ``"AK|SCC"`` does."""
+    return _one_answer(code in MALIGNANT for code in codes_of(label))
+
+
+def _one_answer(answers: Iterable[bool]) -> bool | None:
+    found = set(answers)
+    return found.pop() if len(found) == 1 else None
+
+
+# The seven of HAM10000: the fewest that a set of several diagnoses is told apart by.
+_CLASSES = merged_classes(("AK|SCC", "BKL|SK"))
+
+
+def is_class(label: str) -> bool:
+    """Whether a label says which class an image is of: one diagnosis, or those that HAM10000 joins.
+
+    A coarser one, such as "benign" or "malignant", would make one class of several that are known apart.
+    """
+    codes = set(codes_of(label))
+    return any(codes <= set(codes_of(joined)) for joined in _CLASSES)

@@ -1,0 +1,55 @@
+"""The words of the sources that gave no label: they are told, or stop the catalog."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from melanoma.catalog.mapping import Map
+from melanoma.errors import InputError
+
+
+def check(rows: Iterable[Mapping[str, Any]], unlabelled: bool, say: Callable[[str], None]) -> None:
+    """Tell which words for a diagnosis gave no label.
+
+    Args:
+        rows: Of sources, with `other` and `unknown` of `melanoma.catalog.labels.Said`.
+        unlabelled: Whether there may be words that are not known.
+        say: Is given the sentences.
+
+    Raises:
+        InputError: There are words that are not known, and they may not be.
+    """
+    counts = {name: Counter(row[name] for row in rows if row.get(name)) for name in ("other", "unknown")}
+    other, unknown = counts["other"], counts["unknown"]
+    if other:
+        say(f"{_images(other)} another diagnosis than the nine, and so no label: {listed(other)}.")
+    if not unknown:
+        return
+    if not unlabelled:
+        raise InputError(
+            f"{_images(unknown)} a word for the diagnosis that is not known here: {listed(unknown)}. Say what they "
+            "mean (--map; --propose map.yaml writes a draft), or leave these images without a label (--unlabelled)."
+        )
+    say(f"{_images(unknown)} a word that is not known here, and so no label: {listed(unknown)}.")
+
+
+def check_columns(words_of: Map, columns: Sequence[str]) -> None:
+    """Raises InputError where a map names a column that no table has."""
+    for ours, theirs in words_of.columns.model_dump().items():
+        if theirs is not None and theirs not in columns:
+            known = ", ".join(dict.fromkeys(columns)) or "none, as no source is a table"
+            raise InputError(
+                f"The map says that {ours} is the column {theirs!r}, and no table has it: there are {known}."
+            )
+
+
+def _images(words: Counter[str]) -> str:
+    count = words.total()
+    return f"{count:,} image{' has' if count == 1 else 's have'}"
+
+
+def listed(words: Counter[str]) -> str:
+    """Words with their counts, the commonest first."""
+    return ", ".join(
+        f"{word!r} ({count:,})" for word, count in sorted(words.items(), key=lambda item: (-item[1], item[0]))
+    )

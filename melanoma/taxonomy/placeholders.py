@@ -1,0 +1,76 @@
+"""What stands where the number of a patient, a lesion or a study is not known: "ANONYMOUS", "n/a", "0".
+
+Taken for a number, one of these would make one patient of all.
+"""
+
+import re
+import unicodedata
+
+# In English, German, French, Spanish, Italian, Portuguese and Dutch, without accents and case.
+_WORDS = {
+    *("anon", "anonym", "anonymous", "anonymised", "anonymized", "anonymisation", "anonymization", "anonymity"),
+    *("anonyme", "anonymise", "anonymisiert", "anonimo", "anonima", "anonimizado", "anonimizzato", "anoniem"),
+    *("pseudonym", "pseudonymised", "pseudonymized", "deidentified", "de identified", "deid", "removed", "redacted"),
+    *("deleted", "masked", "hidden", "blank", "empty", "leer", "vide", "unknown", "unk", "not known", "unbekannt"),
+    *("inconnu", "inconnue", "desconocido", "desconocida", "desconhecido", "sconosciuto", "onbekend"),
+    *("unassigned", "unspecified", "undefined", "unnamed", "noname", "no name", "no id", "noid", "missing", "fehlt"),
+    *("not available", "not applicable", "not given", "not specified", "not provided", "nicht bekannt"),
+    *(
+        "keine angabe",
+        "k a",
+        "none",
+        "none given",
+        "null",
+        "nil",
+        "nan",
+        "na",
+        "n a",
+        "nd",
+        "n d",
+        "tbd",
+        "missing",
+        "fehlt",
+    ),
+    *("test", "testpatient", "dummy", "default", "sample", "example", "muster", "patient", "patientid", "name", "id"),
+    *("john doe", "jane doe", "doe john", "doe jane", "max mustermann", "mustermann"),
+}
+# "ANON PATIENT", "unknown patient id", "Patient, Anonymous".
+_BESIDE = {
+    "patient",
+    "patients",
+    "id",
+    "name",
+    "pid",
+    "subject",
+    "person",
+    "case",
+    "lesion",
+    "study",
+    "the",
+    "of",
+    "no",
+}
+
+
+def known(text: str | None) -> str | None:
+    """The number as it stands, or None where it is a placeholder for one.
+
+    A placeholder is a word for it, also with "patient" or "id" beside it; nothing but punctuation; one character again
+    and again, such as 000000, XXXX or 9999 (a single digit but 0 is a number: there is a patient 7).
+    """
+    if text is None or not (stripped := text.strip()):
+        return None
+    plain = unicodedata.normalize("NFKD", stripped).encode("ascii", "ignore").decode().casefold()
+    tokens = re.findall(r"[a-z]+|\d+", plain)
+    if not tokens:
+        # Of another script: 山田 is a name. Of no script: "-", "?", "...".
+        return stripped if any(character.isalnum() for character in stripped) else None
+    if " ".join(tokens) in _WORDS:
+        return None
+    rest = [token for token in tokens if token not in _BESIDE]
+    if len(rest) < len(tokens) and (not rest or " ".join(rest) in _WORDS):
+        return None
+    joined = "".join(tokens)
+    if set(joined) == {"0"} or re.fullmatch(r"x+|z{3,}|9{4,}|1{6,}|8{6,}", joined):
+        return None
+    return stripped

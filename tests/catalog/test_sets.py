@@ -1,0 +1,228 @@
+"""The tables and folders of the field's sets, read as they are."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from melanoma.catalog import audit, schema
+from melanoma.catalog.build import build
+from melanoma.errors import InputError
+
+BENIGN, MALIGNANT = "AK|DF|NV|BKL|SK|VASC", "BCC|MEL|SCC"
+NOT_MELANOMA = "AK|BCC|DF|NV|BKL|SK|SCC|VASC"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, lesion: Callable[..., bytes]) -> Path:
+    """Four pictures: ``set/images/ISIC_000000N.jpg``."""
+    images = tmp_path / "set" / "images"
+    images.mkdir(parents=True)
+    for number in range(4):
+        (images / f"ISIC_000000{number}.jpg").write_bytes(lesion("MEL", number))
+    return images.parent
+
+
+def table_of(header: str, rows: list[str]) -> str:
+    """A table whose first column is the id of an image."""
+    return "\n".join([header, *(f"ISIC_000000{number},{row}" for number, row in enumerate(rows))])
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "labels"),
+    [
+        # ISIC 2017's truth: what is neither is a nevus.
+        ("image_id,melanoma,seborrheic_keratosis", ["1.0,0.0", "0.0,1.0", "0.0,0.0"], ["MEL", "SK", "NV"]),
+        ("image_id,melanoma", ["1", "0"], ["MEL", NOT_MELANOMA]),
+        # ISIC 2020, and Kaggle's copies of it.
+        (
+            "image_name,patient_id,diagnosis,benign_malignant,target",
+            ["IP_1,melanoma,malignant,1", "IP_2,nevus,benign,0", "IP_3,unknown,benign,0", "IP_4,lentigo NOS,benign,0"],
+            ["MEL", "NV", BENIGN, None],
+        ),
+        ("image_name,target", ["1", "0"], [MALIGNANT, BENIGN]),
+        ("isic_id,benign_malignant", ["benign", "malignant", "indeterminate"], [BENIGN, MALIGNANT, None]),
+        ("image_id,label", ["benign", "Malignant", ""], [BENIGN, MALIGNANT, None]),
+        # SLICE-3D, of ISIC 2024.
+        (
+            "isic_id,target,iddx_full,iddx_1,iddx_2,iddx_3",
+            [
+                "0,Benign,Benign,,",
+                "1,Malignant::Malignant epidermal proliferations::Squamous cell carcinoma in situ,Malignant,,",
+                "0,Benign::Benign melanocytic proliferations::Nevus,Benign,Benign melanocytic proliferations,Nevus",
+            ],
+            [BENIGN, "SCC", "NV"],
+        ),
+        # The ISIC archive.
+        (
+            "isic_id,diagnosis_1,diagnosis_2,diagnosis_3,diagnosis_4,diagnosis_5",
+            [
+                "Benign,Benign melanocytic proliferations,Nevus,Blue nevus,",
+                "Indeterminate,Indeterminate epidermal proliferations,Solar or actinic keratosis,,",
+                "Benign,Flat melanotic pigmentations - not melanocytic nevus,Lentigo NOS,,",
+                "Malignant,,,,",
+            ],
+            ["NV", "AK", None, MALIGNANT],
+        ),
+        # A kind that the archive may name one day.
+        ("isic_id,diagnosis_1,diagnosis_3,diagnosis_4", ["Benign,Nevus,Purple nevoid spot"], ["NV"]),
+        # MILK10k.
+        (
+            "isic_id,AKIEC,BCC,BEN_OTH,BKL,DF,INF,MAL_OTH,MEL,NV,SCCKA,VASC",
+            ["0,0,0,0,0,0,0,0,0,1.0,0", "1,0,0,0,0,0,0,0,0,0,0", "0,0,1,0,0,0,0,0,0,0,0", "0,0,0,1,0,0,0,0,0,0,0"],
+            ["SCC", "AK|SCC", None, "BKL|SK"],
+        ),
+        # BCN20000.
+        ("bcn_filename,diagnosis", ["BKL", "SCC", "NV"], ["BKL|SK", "SCC", "NV"]),
+        # PAD-UFES-20.
+        ("img_id,diagnostic", ["ACK", "SEK", "NEV", "BOD"], ["AK", "SK", "NV", "SCC"]),
+        # Column names as a spreadsheet has them.
+        ("Image ID,DIAGNOSIS", ["blue naevus", "melanoma (in situ)"], ["NV", "MEL"]),
+    ],
+)
+def test_labels_of_the_sets_own_tables(folder: Path, header: str, rows: list[str], labels: list[str | None]) -> None:
+    (folder / "table.csv").write_text(table_of(header, rows))
+    frame = build([str(folder / "table.csv")])
+    assert frame["label"].tolist() == labels
+    assert set(frame["error"]) == {None}
+
+
+def test_isic_2016_has_no_header(folder: Path) -> None:
+    (folder / "train.csv").write_text("ISIC_0000000,benign\nISIC_0000001,malignant\n")
+    (folder / "test.csv").write_text("ISIC_0000002,0.0\nISIC_0000003,1.0\n")
+    frame = build([str(folder / "train.csv"), str(folder / "test.csv")])
+    assert frame["label"].tolist() == [BENIGN, MALIGNANT, BENIGN, MALIGNANT]
+    assert frame["image_id"].tolist() == [f"ISIC_000000{n}" for n in range(4)]
+
+
+@pytest.mark.parametrize("name", ["HAM10000_metadata.tab", "HAM10000_metadata", "HAM10000_metadata.csv"])
+@pytest.mark.parametrize("separator", ["\t", ","])
+def test_the_metadata_of_ham10000_as_dataverse_gives_it(folder: Path, name: str, separator: str) -> None:
+    lines = [
+        '"lesion_id","image_id","dx","dx_type","age","sex","localization"',
+        '"HAM_0000118","ISIC_0000000","bkl","histo",80.0,"male","scalp"',
+        '"HAM_0000118","ISIC_0000001","akiec","histo",80.0,"male","scalp"',
+    ]
+    (folder / name).write_text("\n".join(lines).replace(",", separator))
+    frame = build([str(folder / name)])
+    assert frame["label"].tolist() == ["BKL|SK", "AK|SCC"]
+    assert frame["lesion_id"].tolist() == ["HAM_0000118"] * 2
+    assert set(frame["error"]) == {None}
+
+
+def test_the_download_folder_of_isic_cli(folder: Path) -> None:
+    (folder / "metadata.csv").write_text(
+        "isic_id,attribution,copyright_license,age_approx,anatom_site_general,diagnosis_1,diagnosis_3,sex\n"
+        "ISIC_0000000,Vienna,CC-BY-NC,85+,lower extremity,Malignant,Melanoma in situ,male\n"
+        "ISIC_0000001,Vienna,CC-0,30,,Benign,Nevus,unknown\n"
+    )
+    for image in (folder / "images").iterdir():
+        shutil.move(image, folder / image.name)
+    (folder / "attribution.txt").write_text("Vienna\n")
+    heard: list[str] = []
+    frame = build([str(folder)], say=heard.append)
+    assert frame["label"].tolist() == ["MEL", "NV"]
+    assert (frame["age"].tolist(), frame["sex"].tolist()) == ([85.0, 30.0], ["male", None])
+    assert any("metadata.csv says what its images are" in sentence for sentence in heard)
+    (folder / "other.csv").write_text("isic_id,diagnosis\nISIC_0000002,nevus\n")
+    with pytest.raises(InputError, match=r"has several tables of images: name one of \S+metadata.csv, \S+other.csv"):
+        build([str(folder)])
+
+
+def test_a_manifest_may_say_the_source_of_each_image(folder: Path) -> None:
+    (folder / "m.csv").write_text(
+        "path,label,source,patient_id\nimages/ISIC_0000000.jpg,nevus,Barcelona,7\n"
+        "images/ISIC_0000001.jpg,nevus,Vienna,7\nimages/ISIC_0000002.jpg,nevus,,7\n"
+    )
+    frame = build([str(folder / "m.csv")])
+    assert frame["source"].tolist() == ["Barcelona", "Vienna", "set"]
+    assert frame["group_id"].nunique() == 3, "patient 7 of three hospitals is three patients"
+
+
+def test_placeholders_join_nobody(folder: Path) -> None:
+    words = ["ANONYMOUS", "Unknown", "n.a.", "0"]
+    rows = [f"nevus,{words[0]},{word}" for word in words]
+    (folder / "m.csv").write_text(table_of("image_id,label,patient_id,lesion_id", rows))
+    frame = build([str(folder / "m.csv")])
+    assert set(frame["patient_id"]) == set(frame["lesion_id"]) == {None}
+    assert frame["group_id"].nunique() == 4
+
+
+def test_class_folders_are_read_by_the_words_of_the_sets(tmp_path: Path, lesion: Callable[..., bytes]) -> None:
+    words = {
+        "Actinic keratoses": "AK",
+        "melanoma (in situ)": "MEL",
+        "Benign": BENIGN,
+        "SCCKA": "SCC",
+        "lentigo NOS": None,
+        "malignant/clinic A": MALIGNANT,
+    }
+    for number, word in enumerate(words):
+        (tmp_path / "set" / word).mkdir(parents=True)
+        (tmp_path / "set" / word / f"{number}.jpg").write_bytes(lesion("NV", number))
+    heard: list[str] = []
+    frame = build([str(tmp_path / "set")], say=heard.append)
+    assert dict(zip(frame["image_id"], frame["label"], strict=True)) == {
+        str(number): label for number, label in enumerate(words.values())
+    }
+    assert heard == ["1 image has another diagnosis than the nine, and so no label: 'lentigo NOS' (1)."]
+
+
+def test_all_words_that_are_not_known_are_told_together(folder: Path, tmp_path: Path) -> None:
+    (folder / "m.csv").write_text(table_of("image_id,diagnosis", ["Melanom", "nevus", "Melanom", "Basaliom"]))
+    shutil.copytree(folder / "images", tmp_path / "folders" / "Melanom")
+    shutil.copytree(folder / "images", tmp_path / "folders" / "nevus")
+    sources = [str(folder / "m.csv"), str(tmp_path / "folders")]
+    with pytest.raises(InputError, match=r"7 images have a word .*: 'Melanom' \(6\), 'Basaliom' \(1\)\. Say what"):
+        build(sources)
+    heard: list[str] = []
+    frame = build(sources, unlabelled=True, say=heard.append)
+    assert frame["label"].value_counts(dropna=False).to_dict() == {None: 7, "NV": 5}
+    assert "'Melanom' (6), 'Basaliom' (1)" in heard[0]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "word"),
+    [
+        ("image_id,diagnosis,benign_malignant", "nevus,malignant", "malignant, nevus"),
+        ("image_id,MEL,NV", "1,1", "MEL 1, NV 1"),
+        ("image_id,diagnosis,target", "melanoma,0", "melanoma, target 0"),
+        ("image_id,diagnosis,melanoma", "melanoma,0", "melanoma, melanoma 0"),
+    ],
+)
+def test_columns_that_contradict_one_another_are_told(folder: Path, header: str, row: str, word: str) -> None:
+    (folder / "m.csv").write_text(table_of(header, [row]))
+    with pytest.raises(InputError, match=rf"not known here: '{word}' \(1\)"):
+        build([str(folder / "m.csv")])
+
+
+def test_coarse_and_fine_labels_of_one_photograph_are_no_contradiction(folder: Path) -> None:
+    """A challenge calls benign what HAM10000 calls a nevus; what one calls benign and the other melanoma is wrong."""
+    tables = {
+        "coarse": ["benign", "malignant", "benign", "malignant"],
+        "fine": ["nevus", "melanoma", "melanoma", "SCC"],
+    }
+    for name, labels in tables.items():
+        (folder / f"{name}.csv").write_text(table_of("image_id,label", labels))
+    frame = build([str(folder / f"{name}.csv") for name in tables])
+    found = audit.examine(frame)
+    assert found["summary"]["contradictions"] == 1
+    (contradiction,) = found["contradictions"]["findings"]
+    assert contradiction["labels"] == [BENIGN, "MEL"]
+    assert {image["image_id"] for image in contradiction["images"]} == {"ISIC_0000002"}
+
+
+def test_a_catalog_of_nothing_but_errors_is_refused(folder: Path) -> None:
+    (folder / "m.csv").write_text("image_id,label\nX_1,nevus\nX_2,nevus\nX_3,melanoma\n")
+    with pytest.raises(
+        InputError, match=r"None of the 3 images can be used: No image of this id lies below \S+ \(3\)\."
+    ):
+        build([str(folder / "m.csv")])
+
+
+def test_reasons_are_counted_without_places_and_numbers() -> None:
+    errors = ["/0.jpg does not exist.", "The file is empty.", "/2.jpg does not exist.", None]
+    reasons = schema.reasons([{"uri": f"/{place}.jpg", "error": error} for place, error in enumerate(errors)])
+    assert reasons == {"The file does not exist": 2, "The file is empty": 1}
+    assert list(reasons) == ["The file does not exist", "The file is empty"]

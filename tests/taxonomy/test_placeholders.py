@@ -1,0 +1,43 @@
+import pytest
+
+from melanoma.taxonomy.placeholders import known
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ANONYMOUS", "Anonymized", "anonymisiert", "Anonymisé", "ANON", "Unknown", "unbekannt", "inconnu", "n.a."),
+        *("0", "000000", "0.0", "-", "?", "...", " ", "", "XXX", "x", "9999", "111111", "NONE", "null", "NaN", "TEST"),
+        *("DUMMY", "N/A", "ANONYMOUS^PATIENT", "Unknown Patient", "patient id", "k.A.", "De-identified", "<unknown>"),
+    ],
+)  # fmt: skip
+def test_placeholders_are_no_number(text: str) -> None:
+    assert known(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "7",
+            "11",
+            "99",
+            "0042",
+            "IP_3075186",
+            "HAM_0000118",
+            "Patient 7",
+            "patient_0",
+            "ANON-0012",
+            "anon17",
+            "TEST1",
+        ),
+        *("山田", "Müller", "Nan Li", "Test-4711", "X7", "1.2.840.1", "lesion 3", "10", "100", "na2"),
+    ],
+)
+def test_numbers_and_pseudonyms_stay(text: str) -> None:
+    assert known(text) == text
+
+
+def test_blanks_around_a_number_do_not_count() -> None:
+    assert known(" 0042\n") == "0042"
+    assert known(None) is None
