@@ -2,6 +2,9 @@
 
 import re
 
+is_command = False
+"""Whether this process is that of a command, which may be ended; a notebook or a server of somebody else may not."""
+
 _END = r"\s'\"<>"
 # What of a URL is secret, however the URL is mistyped; the first group is kept.
 _SECRETS = (

@@ -15,8 +15,8 @@ import ray
 import ray.data
 import tenacity
 
-from melanoma import quiet
-from melanoma.errors import InputError, MelanomaError
+from melanoma import errors, quiet
+from melanoma.errors import InputError, MelanomaError, redacted
 
 STARTED_HERE: dict[str, Any] = {
     "address": "local",
@@ -120,7 +120,7 @@ def _start() -> None:
 
 
 def _watch() -> None:
-    """In a thread, end this process with a word where its Ray has gone, just before Ray does it without one."""
+    """In a thread, say that the Ray of this process has gone, just before Ray ends the process without a word."""
     worker = ray._private.worker.global_worker
     head, own = worker.gcs_client, worker.current_node_id.hex()
     (node,) = [node for node in ray.nodes() if node["NodeID"] == own]
@@ -141,15 +141,19 @@ def _watch() -> None:
                     now = time.monotonic()
                     if now - failing.setdefault(what, now) > limit and ray.is_initialized():
                         _end(what)
+                        return
             time.sleep(1)
 
     threading.Thread(target=look, daemon=True).start()
 
 
 def _end(what: str) -> None:
+    """A command ends; to the process of somebody else nothing is done here."""
     where = f" at {cluster_address()}" if cluster_address() else ""
-    print(f"melanoma: Ray{where} is gone: {what}. The same command tries again.", file=sys.stderr, flush=True)
-    os._exit(MelanomaError.exit_code)
+    follows = "The same command tries again" if errors.is_command else "It ends this process in some seconds"
+    print(redacted(f"melanoma: Ray{where} is gone: {what}. {follows}."), file=sys.stderr, flush=True)
+    if errors.is_command:
+        os._exit(MelanomaError.exit_code)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from melanoma import ray_session
+from melanoma import errors, ray_session
 
 CONNECT = """
 import os, sys
@@ -150,6 +150,18 @@ def night(
     ) as started:
         yield started
         started.kill()
+
+
+@pytest.mark.parametrize("is_command", [True, False])
+def test_a_ray_that_goes_away_ends_a_command_and_no_process_of_others(
+    is_command: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(errors, "is_command", is_command)
+    ray_session._end("its node here has died")
+    assert "is gone: its node here has died. " in capsys.readouterr().err
+    assert ended == ([3] if is_command else [])
 
 
 def _wait_for_scores(folder: Path) -> None:

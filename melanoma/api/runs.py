@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from melanoma.imaging.errors import Reason
     from melanoma.scoring.config import ScoreConfig
     from melanoma.scoring.record import Counts, RunRecord
-    from melanoma.scoring.results import Reason
 
 
 def score(

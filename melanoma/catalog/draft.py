@@ -25,6 +25,7 @@ def write(sources: Iterable[str], out: str) -> None:
     names: dict[str, str] = {}
     unused: dict[str, None] = {}
     words = Counter[str]()
+    of_sets: set[str] = set()  # in columns of the field's sets, where BKL is the challenges'
     for source in map(storage.normalize, sources):
         try:
             tables, of_folders = _read(source)
@@ -36,9 +37,11 @@ def write(sources: Iterable[str], out: str) -> None:
             names = {**found, **names}
             unused |= dict.fromkeys(name for name in table if name not in found.values())
             word_columns = [found["label"]] if "label" in found else LabelColumns.of(source, table, NO_MAP).words
-            words.update(word for name in word_columns for word in table[name] if word)
+            of_table = Counter(word for name in word_columns for word in table[name] if word)
+            words += of_table
+            of_sets |= set() if "label" in found else set(of_table)
     try:
-        storage.write_bytes(storage.normalize(out), _text(names, list(unused), words).encode())
+        storage.write_bytes(storage.normalize(out), _text(names, list(unused), words, of_sets).encode())
     except OSError as error:
         raise InputError(f"The map cannot be written to {out}: {error}") from None
 
@@ -76,7 +79,7 @@ def _take(found: dict[str, str], ours: str, table: Rows, free: Sequence[str], fi
         found[ours] = most
 
 
-def _text(names: dict[str, str], unused: Sequence[str], words: Counter[str]) -> str:
+def _text(names: dict[str, str], unused: Sequence[str], words: Counter[str], of_sets: set[str]) -> str:
     lines = ["# A draft: look at every line. What has a # before it does not count.", "columns:"]
     lines += [f"  {ours}: {_quoted(names[ours])}" for ours in columns.COLUMNS if ours in names]
     lines += [f"  # {ours}:" for ours in columns.COLUMNS if ours not in names]
@@ -88,10 +91,13 @@ def _text(names: dict[str, str], unused: Sequence[str], words: Counter[str]) -> 
     ]
     unknown = []
     for word, count in sorted(words.items(), key=lambda item: (-item[1], item[0])):
-        meaning, images = vocabulary.meaning_of(word), f"{count:,} image{'' if count == 1 else 's'}"
+        meaning, images = vocabulary.meaning_of(word, word in of_sets), f"{count:,} image{'' if count == 1 else 's'}"
         if meaning is None:
             unknown.append(f"  # {_quoted(word)}:  # {images}")
-        elif meaning in (vocabulary.OTHER, vocabulary.UNSAID):
+        elif meaning == vocabulary.UNSAID:
+            # null would be another diagnosis, and take the label that a further column gives.
+            lines.append(f"  # {_quoted(word)}:  # {images}, {meaning}")
+        elif meaning == vocabulary.OTHER:
             lines.append(f"  {_quoted(word)}: null  # {images}, {meaning}")
         else:
             lines.append(f"  {_quoted(word)}: {taxonomy.COARSE.get(meaning, meaning)}  # {images}")

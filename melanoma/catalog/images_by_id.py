@@ -12,9 +12,10 @@ from melanoma.storage import ObjectInfo
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".dicom")
 # Folders and names of what the sets of the field put beside a picture. It is of the picture, and often an image itself.
+# A folder "thumb" is not among them: it may hold pictures of that finger.
 _COMPANIONS = {
     *("mask", "masks", "segmentation", "segmentations", "superpixel", "superpixels", "annotation", "annotations"),
-    *("groundtruth", "thumbnail", "thumbnails", "thumb", "thumbs", "eadir", "macosx"),
+    *("groundtruth", "thumbnail", "thumbnails", "thumbs", "eadir", "macosx"),
 }
 _COMPANION_NAME = re.compile(r".[_-](masks?|segmentation|seg|superpixels?|attribute_\w+|thumb(nail)?)$", re.IGNORECASE)
 _HEAD = 2048  # bytes that say what a file is

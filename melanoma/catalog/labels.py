@@ -125,4 +125,6 @@ def _is_class(name: str, values: list[str | None]) -> bool:
     """Whether a column is one of a class: by a code in capitals, or a diagnosis whose column holds 0 and 1 alone."""
     if name in _MORE_CODES or (name.isupper() and vocabulary.label_of(name) is not None):
         return True
-    return vocabulary.label_of(name.replace("_", " ")) is not None and _is_of_numbers(values)
+    # An empty column says nothing: the ISIC archive's mel_type is one in most tables.
+    is_said = any(value is not None for value in values)
+    return is_said and vocabulary.label_of(name.replace("_", " ")) is not None and _is_of_numbers(values)

@@ -45,7 +45,7 @@ def is_usable(source: str, words_of: Map) -> bool:
     table = next(table_files.batches(source))
     names = columns_of(table, words_of)
     return _has_no_header(table) or bool(
-        (names["path"] or names["image_id"]) and LabelColumns.of(source, table, NO_MAP)
+        (names["path"] or names["image_id"]) and LabelColumns.of(source, table, words_of)
     )
 
 

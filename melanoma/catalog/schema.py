@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +10,7 @@ import pyarrow as pa
 
 from melanoma import storage
 from melanoma.errors import InputError
+from melanoma.imaging.errors import counted
 
 SPLITS = ("train", "validation", "test")
 
@@ -105,13 +104,9 @@ def usable(frame: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def reasons(rows: Iterable[Mapping[Any, Any]]) -> dict[str, int]:
-    """Why images cannot be used, and how many for each reason, the commonest first. Numbers and places do not count."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        if reason := (row.get("error") or "").rstrip("."):
-            reason = reason.replace(row["uri"], "the file") if row["uri"] else reason
-            found[re.sub(r"\d[\d,.]*", "0", reason)].append(reason[:1].upper() + reason[1:])
-    return {some[0]: len(some) for some in sorted(found.values(), key=lambda some: -len(some))}
+    """Why images cannot be used, and how many for each reason, see `melanoma.imaging.errors.counted`."""
+    found = counted(("", row["error"].rstrip("."), row["uri"]) for row in rows if row.get("error"))
+    return {reason.error: reason.count for reason in found}
 
 
 def reasons_in_words(rows: Iterable[Mapping[Any, Any]]) -> str:

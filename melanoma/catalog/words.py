@@ -1,14 +1,14 @@
 """The words of the sources that gave no label: they are told, or stop the catalog."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from melanoma.catalog.mapping import Map
 from melanoma.errors import InputError
 
 
-def check(rows: Iterable[Mapping[str, Any]], unlabelled: bool, say: Callable[[str], None]) -> None:
+def check(rows: Sequence[Mapping[str, Any]], unlabelled: bool, say: Callable[[str], None]) -> None:
     """Tell which words for a diagnosis gave no label.
 
     Args:

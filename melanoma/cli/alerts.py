@@ -1,6 +1,7 @@
 """melanoma alerts, deliver."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,12 +10,15 @@ from melanoma import printable
 from melanoma.cli import console, options
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.table import Table
 
     from melanoma.scoring.record import RunRecord
     from melanoma.scoring.results import Nights
 
 _LEFT_OUT = ("quality", "copies")  # of CSV, which has no lists
+_MOST_ROWS = 1000  # on a terminal
+_ROWS_AT_ONCE = 10_000  # in memory
 
 
 def alerts(
@@ -36,27 +40,20 @@ def alerts(
     if not (as_json or as_csv):
         # For the time zone pyarrow imports pandas, and the table on the terminal has no such column.
         found = found.drop_columns(["scored_at"])
-    rows: Sequence[Mapping[str, Any]] = [
-        {**row, "rank": rank, "archive": of_archive}
-        for rank, (row, of_archive) in enumerate(zip(found.to_pylist(), archives, strict=True), 1)
-        if not new or row["first_raised"] is None
-    ]
-    if by_patient:
-        from melanoma.scoring import alerts as alerting
-
-        rows = alerting.by_patient(rows)
+    rows = _rows(found, archives, new, by_patient)
     if as_json:
-        console.print_json(rows)
+        console.print_json_rows(rows)
     elif as_csv:
         fields = [name for name in results.LISTED.names if name not in _LEFT_OUT]
-        console.print_csv([*fields, "copies"], [{**row, "copies": " ".join(row["copies"] or ())} for row in rows])
+        console.print_csv([*fields, "copies"], ({**row, "copies": " ".join(row["copies"] or ())} for row in rows))
     else:
-        _print_alerts(nights, rows)
+        known = len(found) - found["first_raised"].null_count
+        _print_alerts(nights, list(itertools.islice(rows, _MOST_ROWS)), 0 if new else known, len(found) - known)
     if nights.left_out:
         dates = sorted(record.run_date for record in nights.left_out)
         console.say(
-            f"Not listed: {len(dates)} earlier run(s), of {dates[0]} to {dates[-1]}, that were never shown here; "
-            "--date lists those of a day."
+            f"Not listed, though never shown here: {len(dates)} earlier run{'s' * (len(dates) > 1)}, of {dates[0]} to "
+            f"{dates[-1]}; --date lists those of a day."
         )
     if not date:
         try:
@@ -65,7 +62,27 @@ def alerts(
             console.say(f"That these runs were shown could not be noted: {error}")
 
 
-def _print_alerts(nights: "Nights", rows: Sequence[Mapping[str, Any]]) -> None:
+def _rows(found: "pa.Table", archives: Sequence[str], new: bool, by_patient: bool) -> Iterator[dict[str, Any]]:
+    """The alerts that are wanted, as `results.LISTED` has them: half a million of them need not be in memory."""
+    places: Sequence[int] = range(len(found))
+    if by_patient:
+        import pyarrow as pa
+
+        from melanoma.scoring import alerts as alerting
+
+        few = found.select(["image_uri", "patient_id", "first_raised"]).to_pylist()
+        every = ({**row, "archive": archives[place], "place": place} for place, row in enumerate(few))
+        ordered = alerting.by_patient([row for row in every if not new or row["first_raised"] is None])
+        places = [row["place"] for row in ordered]
+        found = found.take(pa.array(places, pa.int64()))
+    for first in range(0, len(found), _ROWS_AT_ONCE):
+        for place, row in zip(places[first:], found.slice(first, _ROWS_AT_ONCE).to_pylist(), strict=False):
+            if not new or row["first_raised"] is None:
+                yield {**row, "rank": place + 1, "archive": archives[place]}
+
+
+def _print_alerts(nights: "Nights", rows: Sequence[Mapping[str, Any]], known: int, new: int) -> None:
+    """Print the first rows of a list that has so many that an earlier night has raised, and so many that none has."""
     for record in nights.runs:
         console.answer.print(_in_words(record))
     archives = {row["archive"] for row in rows}
@@ -77,8 +94,9 @@ def _print_alerts(nights: "Nights", rows: Sequence[Mapping[str, Any]]) -> None:
         console.answer.print(table)
     else:
         _print_narrow(rows, archives)
-    known = sum(row["first_raised"] is not None for row in rows)
-    console.answer.print(f"{len(rows)} alerts, {len(rows) - known} of them new.")
+    console.answer.print(f"{known + new} alerts, {new} of them new.")
+    if len(rows) < known + new:
+        console.answer.print(f"These are the first {len(rows):,}: --csv and --json list all.")
 
 
 def _in_words(record: "RunRecord") -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from melanoma import printable
+from melanoma import errors, printable
 from melanoma.cli import alerts, catalog, console, demo, evaluate, predict, score, serve, train
 from melanoma.errors import MelanomaError, redacted
 
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(call: Callable[[], Any]) -> int:
     """Call, and turn what happens into an exit code, and an error into one sentence."""
+    errors.is_command = True
     try:
         result = call()
     except MelanomaError as error:

@@ -35,13 +35,14 @@ def catalog(
         str | None, typer.Option(metavar="MAP", help="Write a draft of such a map, and no catalog.")
     ] = None,
     unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="Take images whose word is not known, without a label.")
+        bool,
+        typer.Option("--unlabelled", help="Take images whose word for the diagnosis is not known, without a label."),
     ] = False,
     as_json: options.Json = False,
 ) -> None:
     """List images with their labels, digests and groups, as one Parquet table; repair it by rule."""
     from melanoma import api
-    from melanoma.catalog import draft, schema
+    from melanoma.catalog import draft
     from melanoma.errors import InputError
 
     if propose is not None:
@@ -61,10 +62,16 @@ def catalog(
             on_image=bar,
             say=console.say,
         )
-    summary = _summary(frame)
     if as_json:
-        console.print_json(summary)
-        return
+        console.print_json(_summary(frame))
+    else:
+        _print_catalog(frame, output, is_repaired=rules_file is not None)
+
+
+def _print_catalog(frame: "pd.DataFrame", output: str, is_repaired: bool) -> None:
+    from melanoma.catalog import schema
+
+    summary = _summary(frame)
     _print_distribution(frame)
     console.answer.print(
         f"{summary['images']} images in {summary['groups']} groups, {summary['unusable']} unusable, "
@@ -72,7 +79,7 @@ def catalog(
     )
     if summary["unusable"]:
         console.answer.print(f"Unusable: {schema.reasons_in_words(frame.to_dict('records'))}.")
-    if rules_file:
+    if is_repaired:
         console.answer.print(f"{summary['changed']} images changed by rule, {summary['dropped']} of them dropped.")
 
 

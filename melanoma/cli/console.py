@@ -4,6 +4,7 @@ import contextlib
 import csv
 import datetime
 import io
+import itertools
 import json
 import os
 import sys
@@ -16,6 +17,8 @@ from rich.text import Text
 
 from melanoma import printable
 from melanoma.errors import MelanomaError
+
+_ROWS_AT_ONCE = 10_000  # of a table, in memory
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
@@ -65,19 +68,37 @@ def say(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-    _write(f"{printable.for_json(text)}\n")
+    _write(f"{printable.for_json(_in_json(value))}\n")
+
+
+def print_json_rows(rows: Iterable[Any]) -> None:
+    """What `print_json` prints of a list, which need not be in memory."""
+    rows, before = iter(rows), "["
+    while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+        # Without its brackets.
+        _write(f"{before}{printable.for_json(_in_json(some)[1:-2])}")
+        before = ","
+    _write("[]\n" if before == "[" else "\n]\n")
 
 
 def print_csv(fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
+    rows, text = iter(rows), io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(fields)
-    for row in rows:
-        cells = [row[name] for name in fields]
-        plain = [cell.isoformat() if isinstance(cell, datetime.date) else cell for cell in cells]
-        writer.writerow(map(printable.for_csv, plain))
-    _write(text.getvalue())
+    while True:
+        for row in itertools.islice(rows, _ROWS_AT_ONCE):
+            cells = [row[name] for name in fields]
+            plain = [cell.isoformat() if isinstance(cell, datetime.date) else cell for cell in cells]
+            writer.writerow(map(printable.for_csv, plain))
+        if not (lines := text.getvalue()):
+            return
+        _write(lines)
+        text.seek(0)
+        text.truncate()
+
+
+def _in_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
 
 
 def _plain(value: Any) -> str:

@@ -34,7 +34,7 @@ _MARK = ".melanoma-demo"
 _BUCKETS = ("training", "models", "archive", "results")
 _PER_CLASS = 70
 _SEED = 0
-_RULES = "isic9.yaml"  # in a wheel beside this file, see pyproject.toml; in a checkout in configs/
+_RULES = "isic9.yaml"  # beside this file, where a wheel has it, too: a link to that of configs/
 
 TRAINING: dict[str, Any] = {
     "catalog": "s3://models/catalog.parquet",
@@ -184,9 +184,8 @@ def _images(generated: Path, say: Callable[[str], None]) -> tuple[dict[str, byte
 
 def _repaired(folder: Path, say: Callable[[str], None]) -> dict[str, list[Path]]:
     """The training images of the nine-class set by the name of their class, as the rules of repair leave them."""
-    rules = Path(__file__).with_name(_RULES)
-    rules = rules if rules.exists() else Path(__file__).parents[2] / "configs" / _RULES
-    frame, counts = resolve.resolve(build.build([str(folder)]), config.load(resolve.Rules, str(rules)))
+    rules = config.load(resolve.Rules, str(Path(__file__).with_name(_RULES)))
+    frame, counts = resolve.resolve(build.build([str(folder)]), rules)
     say(f"The nine-class set contradicts itself: {sum(counts):,} changes by configs/{_RULES} have repaired its labels.")
     of_label = schema.usable(frame, "train").groupby("label")
     return {taxonomy.name_of(str(label)): [Path(uri) for uri in sorted(rows["uri"])] for label, rows in of_label}

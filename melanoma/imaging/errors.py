@@ -22,6 +22,10 @@ Three files see an image before its bytes are here, and choose among these kinds
 `TRANSIENT` and `UNREAD` below say which kinds a later run tries again; the others wait until the file changes.
 """
 
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from melanoma.storage import ChangedError, UnavailableError
@@ -65,6 +69,30 @@ def of_storage(error: OSError | UnavailableError) -> ImageError:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return ImageError("not_found", str(error))
     return ImageError("access", str(error))
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why `count` files cannot be used."""
+
+    error_kind: str
+    error: str  # of the first of them, without its name
+    count: int
+
+
+def counted(errors: Iterable[tuple[str, str, str | None]]) -> list[Reason]:
+    """The reasons among errors, each its kind, its sentence and the URI of the file, the most frequent first.
+
+    Other sizes and another file are the same reason.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], str] = {}
+    for kind, error, uri in errors:
+        words = error.replace(uri, "The file" if error.startswith(uri) else "the file") if uri else error
+        key = kind, re.sub(r"\d[\d,.]*", "0", words)
+        counts[key] += 1
+        examples.setdefault(key, words)
+    return [Reason(key[0], examples[key], count) for key, count in counts.most_common()]
 
 
 def empty() -> ImageError:

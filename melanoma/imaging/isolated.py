@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, PositiveInt
 
-from melanoma.errors import MelanomaError
+from melanoma.errors import MelanomaError, redacted
 from melanoma.imaging import load
 from melanoma.imaging.decode import Decoded, decode_image
 from melanoma.imaging.errors import ErrorKind, ImageError, crashed, decided, timed_out
@@ -214,7 +214,11 @@ class _Child:
     def _started(memory: int) -> "_Child":
         ours, theirs = Pipe()
         program = f"from melanoma.imaging.isolated import serve; serve({theirs.fileno()}, {memory})"
-        environment = {name: value for name, value in os.environ.items() if not _NEEDLESS.search(name)}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not _NEEDLESS.search(name) and redacted(value) == value  # such as the password of a proxy
+        }
         # What the parent imports from, wherever it has that from.
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._networks: dict[str, Any] = {}
+        self._failure = ""
 
     def add(self, network: Any) -> None:
         """A network that was started again replaces itself."""
@@ -35,7 +37,14 @@ class Registry:
     def remove(self, key: str) -> None:
         self._networks.pop(key, None)
 
+    def fail(self, reason: str) -> None:
+        """A network could not be made; Ray does not try such a one again."""
+        self._failure = reason
+
     def networks(self) -> dict[str, Any]:
+        """Raises MelanomaError where there is none and one has failed: nobody is to wait for it."""
+        if self._failure and not self._networks:
+            raise MelanomaError(self._failure)
         return self._networks
 
 
@@ -43,8 +52,13 @@ class NetworkOnGpu:
     """An actor that holds the network on a GPU and is asked by workers on any node: they fetch and decode."""
 
     def __init__(self, bundle: Bundle, batch_size: int, registry: Any) -> None:
-        self._predictor = Predictor(bundle, batch_size)
-        self.logits(np.zeros((1, bundle.input_size, bundle.input_size, 3), np.uint8))
+        try:
+            self._predictor = Predictor(bundle, batch_size)
+            self.logits(np.zeros((1, bundle.input_size, bundle.input_size, 3), np.uint8))
+        except Exception as error:
+            words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+            ray.get(registry.fail.remote(f"The network cannot run on a GPU of {socket.gethostname()}: {words}."))
+            raise
         ray.get(registry.add.remote(ray.get_runtime_context().current_actor))
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ def hold(uri: str, say: Callable[[str], None], store: Store = storage.DEFAULT) -
     if _owner(uri, store) != owner:
         raise InputError(_AT_WORK)
     ended = threading.Event()
-    impatient = Store(min(BEAT, store.patience))  # the next beat tries again
+    impatient = Store(min(DEAD_AFTER, store.patience))  # later it is lost, and the next beat tries again
 
     def renew() -> None:
         beat = 0

@@ -6,8 +6,7 @@ command notes in ``OUT/shown/run_id=ID.json``, or if a delivery has brought it.
 """
 
 import datetime
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 
 from melanoma import storage
 from melanoma.errors import InputError
+from melanoma.imaging.errors import Reason, counted
 from melanoma.scoring import layout, tables
 from melanoma.scoring.record import RunRecord, now, read
 from melanoma.storage import Store
@@ -39,15 +39,6 @@ class Nights:
     runs: list[RunRecord]
     left_out: list[RunRecord]  # that nobody has seen either
     archive: str | None = None  # the only one whose alerts are wanted
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why `count` files were rejected."""
-
-    error_kind: str
-    error: str  # of the first of them
-    count: int
 
 
 # --- Which runs -------------------------------------------------------------------------------------------------------
@@ -217,7 +208,8 @@ def read_alerts(out: str, date: str | None = None, archive: str | None = None) -
 def listed_alerts(out: str, chosen: Nights) -> tuple[pa.Table, list[str]]:
     """The alerts of some runs, `tables.ALERTS`, the most probable melanoma first, and the archive of each.
 
-    Raises InputError and OSError.
+    An image that several of the runs have raised is there once, with its highest probability, and new where it was when
+    the first of them raised it. Raises InputError and OSError.
     """
     root = storage.normalize(out)
     found = list(in_parallel(lambda record: alerts_of_run(root, record), chosen.runs))
@@ -227,10 +219,17 @@ def listed_alerts(out: str, chosen: Nights) -> tuple[pa.Table, list[str]]:
         for uri in alerts["image_uri"].to_pylist()
     ]
     table = pa.concat_tables(found)
-    order = pc.sort_indices(table, [("p_melanoma", "descending"), ("image_uri", "ascending")])
-    if chosen.archive is not None:
-        order = order.filter(pa.array([archives[place] == chosen.archive for place in order.to_pylist()], pa.bool_()))
-    return table.take(order), [archives[place] for place in order.to_pylist()]
+    uris = table["image_uri"].to_pylist()
+    best: dict[str, int] = {}
+    for place in pc.sort_indices(table, [("p_melanoma", "descending"), ("image_uri", "ascending")]).to_pylist():
+        if chosen.archive in (None, archives[place]):
+            best.setdefault(uris[place], place)
+    first = {uri: place for place, uri in reversed(list(enumerate(uris)))}
+    name = "first_raised"
+    first_raised = table[name].take(pa.array([first[uri] for uri in best], pa.int64()))
+    table = table.take(pa.array(best.values(), pa.int64()))
+    table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), first_raised)
+    return table, [archives[place] for place in best.values()]
 
 
 def alerts_of_run(out: str, record: RunRecord, store: Store = storage.DEFAULT) -> pa.Table:
@@ -244,19 +243,9 @@ def reject_reasons(out: str, record: RunRecord) -> list[Reason]:
     root = storage.normalize(out)
     folder = layout.folder(root, "rejects", record.run_date, record.run_id)
     uris = uris_below(folder) if record.counts.rejected else []
-    counted: Counter[tuple[str, str]] = Counter()
-    examples: dict[tuple[str, str], str] = {}
-    for table in in_parallel(lambda uri: storage.read_table(uri, ["image_uri", "error_kind", "error"]), uris):
-        for row in table.to_pylist():
-            error = _without_name(row["error"] or "", row["image_uri"])
-            key = row["error_kind"], re.sub(r"\d[\d,.]*", "0", error)  # the same reason with other sizes is the same
-            counted[key] += 1
-            examples.setdefault(key, error)
-    return [Reason(key[0], examples[key], count) for key, count in counted.most_common()]
-
-
-def _without_name(error: str, uri: str) -> str:
-    return error.replace(uri, "The file" if error.startswith(uri) else "the file")
+    shards = in_parallel(lambda uri: storage.read_table(uri, ["image_uri", "error_kind", "error"]), uris)
+    rows = (row for shard in shards for row in shard.to_pylist())
+    return counted((row["error_kind"], row["error"] or "", row["image_uri"]) for row in rows)
 
 
 def has_scored_nothing(out: str, record: RunRecord) -> bool:

@@ -172,7 +172,7 @@ def serve_forever(bundle_uri: str | None, host: str, port: int, say: Callable[[s
     """
     key = api_key_from_environment()
     bundle = load_bundle(bundle_uri)
-    if not os.environ.get("RAY_ADDRESS"):
+    if not ray_session.cluster_address():
         _refuse_taken_port(host, port)
     ray_session.connect()
     start(bundle, key, host, port)
@@ -182,5 +182,5 @@ def serve_forever(bundle_uri: str | None, host: str, port: int, say: Callable[[s
         signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
     # On a cluster that others use, Serve and their applications continue.
-    serve.delete(_APPLICATION) if os.environ.get("RAY_ADDRESS") else serve.shutdown()
-    ray.shutdown()
+    serve.delete(_APPLICATION) if ray_session.cluster_address() else serve.shutdown()
+    ray_session.disconnect()

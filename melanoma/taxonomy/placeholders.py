@@ -15,56 +15,32 @@ _WORDS = {
     *("inconnu", "inconnue", "desconocido", "desconocida", "desconhecido", "sconosciuto", "onbekend"),
     *("unassigned", "unspecified", "undefined", "unnamed", "noname", "no name", "no id", "noid", "missing", "fehlt"),
     *("not available", "not applicable", "not given", "not specified", "not provided", "nicht bekannt"),
-    *(
-        "keine angabe",
-        "k a",
-        "none",
-        "none given",
-        "null",
-        "nil",
-        "nan",
-        "na",
-        "n a",
-        "nd",
-        "n d",
-        "tbd",
-        "missing",
-        "fehlt",
-    ),
+    *("keine angabe", "k a", "none", "none given", "null", "nil", "nan", "na", "n a", "nd", "n d", "tbd"),
     *("test", "testpatient", "dummy", "default", "sample", "example", "muster", "patient", "patientid", "name", "id"),
     *("john doe", "jane doe", "doe john", "doe jane", "max mustermann", "mustermann"),
 }
 # "ANON PATIENT", "unknown patient id", "Patient, Anonymous".
 _BESIDE = {
-    "patient",
-    "patients",
-    "id",
-    "name",
-    "pid",
-    "subject",
-    "person",
-    "case",
-    "lesion",
-    "study",
-    "the",
-    "of",
-    "no",
+    *("patient", "patients", "id", "name", "pid", "subject", "person", "case", "lesion", "study", "the", "of", "no"),
 }
 
 
 def known(text: str | None) -> str | None:
     """The number as it stands, or None where it is a placeholder for one.
 
-    A placeholder is a word for it, also with "patient" or "id" beside it; nothing but punctuation; one character again
-    and again, such as 000000, XXXX or 9999 (a single digit but 0 is a number: there is a patient 7).
+    A placeholder is a word for it, also twice (NULL^NULL) or with "patient" or "id" beside it; nothing but punctuation;
+    one character again and again, such as 000000, XXXX or 9999. A single digit but 0 is a number: there is a patient 7.
     """
     if text is None or not (stripped := text.strip()):
         return None
-    plain = unicodedata.normalize("NFKD", stripped).encode("ascii", "ignore").decode().casefold()
-    tokens = re.findall(r"[a-z]+|\d+", plain)
+    plain = unicodedata.normalize("NFKD", stripped)
+    if any(character.isalnum() and not character.isascii() for character in plain):
+        return stripped  # in another script: 山田 is a name, and so is 山田 A
+    tokens = re.findall(r"[a-z]+|\d+", plain.casefold())
     if not tokens:
-        # Of another script: 山田 is a name. Of no script: "-", "?", "...".
-        return stripped if any(character.isalnum() for character in stripped) else None
+        return None  # "-", "?", "..."
+    if len(set(tokens)) == 1 and tokens[0].isalpha():
+        tokens = tokens[:1]
     if " ".join(tokens) in _WORDS:
         return None
     rest = [token for token in tokens if token not in _BESIDE]

@@ -1,9 +1,9 @@
 """Words for diagnoses: what they mean in the taxonomy, and which of them it has no class for.
 
-A word is known by `vocabulary.yaml`. Case, order, punctuation, plurals and British spelling do not matter: "Nevus,
-Blue" and "blue naevi" are one. What follows a square bracket is a remark. Of several words between "/" it may be any;
-of words between ":", as the ISIC archive writes its hierarchy, each narrows those before it. No other word is guessed,
-such as "no melanoma seen" or "melanoma?".
+A word is known by `vocabulary.yaml`. Case, order, punctuation, accents, plurals and British spelling do not matter:
+"Nevus, Blue" and "blue naevi" are one. What follows a square bracket is a remark. Of several words between "/" it may
+be any; of words between ":", as the ISIC archive writes its hierarchy, each narrows those before it. No other word is
+guessed, such as "no melanoma seen" or "melanoma?".
 """
 
 import functools
@@ -130,7 +130,8 @@ def _known(word: str) -> str | None:
 
 def _key(word: str) -> _Key:
     """What two spellings of one word have in common."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", word))  # BasalCellCarcinoma
+    plain = "".join(each for each in unicodedata.normalize("NFKD", word) if not unicodedata.combining(each))  # café
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain)  # BasalCellCarcinoma
     text = spaced.casefold().replace("'", "").replace("\u2019", "")  # Bowen's
     # What is no separator stays: "melanoma?" is none.
     tokens = re.findall(r"[^\W_]+|[^\w\s\-\u2010-\u2014,.;():/\"&+]", text)

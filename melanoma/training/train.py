@@ -94,7 +94,7 @@ def check_inputs(config: TrainConfig) -> pd.DataFrame:
         labels = schema.usable(frame, name)["label"]
         if labels.empty:
             raise InputError(f"The catalog {config.catalog} has no {name} images: split it with `melanoma split`.")
-        if not any(taxonomy.malignant_of(label) for label in labels.unique()):
+        if not any(_may_be_melanoma(label) for label in labels.unique()):
             raise InputError(f"The {name} split of {config.catalog} has no melanoma: nothing could be learned of it.")
     if leaks := split_groups(frame):
         raise InputError(
@@ -115,6 +115,11 @@ def check_inputs(config: TrainConfig) -> pd.DataFrame:
         storage.check_writable(place)
     tracking.check_usable(config)
     return frame
+
+
+def _may_be_melanoma(label: str) -> bool:
+    """Whether a label is melanoma, or such as "malignant", which may be one. Of carcinomas alone none is learned."""
+    return bool(taxonomy.malignant_of(label)) and taxonomy.melanoma_of(label) is not False
 
 
 def check_figure(figure: str, labels: Sequence[str], catalog: str) -> None:

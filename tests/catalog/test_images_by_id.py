@@ -83,6 +83,13 @@ def test_masks_and_thumbnails_in_class_folders_are_left_out(tmp_path: Path, lesi
     assert heard == [f"5 files in {tmp_path}/set are left out: masks, thumbnails and the like."]
 
 
+def test_a_folder_of_a_finger_is_no_folder_of_thumbnails(tmp_path: Path, lesion: Lesion) -> None:
+    path = tmp_path / "set" / "melanoma" / "thumb" / "1.jpg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(lesion("MEL", 0))
+    assert build([str(tmp_path / "set")])["label"].tolist() == ["MEL"]
+
+
 def test_metadata_that_says_two_things_of_an_image_is_refused(tmp_path: Path, lesion: Lesion) -> None:
     (tmp_path / "set" / "nevus").mkdir(parents=True)
     (tmp_path / "set" / "nevus" / "ISIC_0000001.jpg").write_bytes(lesion("NV", 1))

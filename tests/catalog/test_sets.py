@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from melanoma.catalog import audit, schema
+from melanoma import config
+from melanoma.catalog import audit, draft, schema
 from melanoma.catalog.build import build
+from melanoma.catalog.mapping import NO_MAP, Map
 from melanoma.errors import InputError
 
 BENIGN, MALIGNANT = "AK|DF|NV|BKL|SK|VASC", "BCC|MEL|SCC"
@@ -128,6 +130,31 @@ def test_the_download_folder_of_isic_cli(folder: Path) -> None:
     (folder / "other.csv").write_text("isic_id,diagnosis\nISIC_0000002,nevus\n")
     with pytest.raises(InputError, match=r"has several tables of images: name one of \S+metadata.csv, \S+other.csv"):
         build([str(folder)])
+
+
+def test_a_map_says_which_of_two_tables_is_that_of_the_images(folder: Path) -> None:
+    (folder / "befunde.csv").write_text("image_id,Befund\nISIC_0000000,Melanom\n")
+    (folder / "geraete.csv").write_text("Nummer,Name\n1,Dermatoskop\n")
+    words_of = Map.model_validate({"columns": {"label": "Befund"}, "labels": {"Melanom": "MEL"}})
+    assert build([str(folder)], words_of=words_of)["label"].tolist() == ["MEL"]
+
+
+def test_a_draft_that_nobody_has_changed_changes_no_label(folder: Path, tmp_path: Path) -> None:
+    """Words that leave it open stay so, and the challenges' BKL is what it is without a map."""
+    header = "image_name,diagnosis,benign_malignant"
+    table, words_of = folder / "m.csv", tmp_path / "map.yaml"
+    table.write_text(table_of(header, ["unknown,benign", "melanoma,malignant", "BKL,benign", "scar,benign"]))
+    draft.write([str(table)], str(words_of))
+    for each in (NO_MAP, config.load(Map, str(words_of))):
+        assert build([str(table)], words_of=each)["label"].tolist() == [BENIGN, "MEL", "BKL|SK", None]
+
+
+def test_other_columns_of_the_isic_archive_are_no_diagnoses(folder: Path) -> None:
+    """mel_thick_mm is a length, and mel_type is empty in most tables."""
+    (folder / "lengths.csv").write_text(table_of("isic_id,diagnosis_1,mel_thick_mm", ["Malignant,0.0", "Benign,"]))
+    (folder / "empty.csv").write_text(table_of("isic_id,melanoma,mel_type,nevus_type", ["1,,", "0,,"]))
+    assert build([str(folder / "lengths.csv")])["label"].tolist() == [MALIGNANT, BENIGN]
+    assert build([str(folder / "empty.csv")])["label"].tolist() == ["MEL", NOT_MELANOMA]
 
 
 def test_a_manifest_may_say_the_source_of_each_image(folder: Path) -> None:

@@ -88,6 +88,16 @@ def test_what_nobody_was_shown_is_listed_until_a_newer_night_is_there(command: R
     assert listed(command, tmp_path) == [tuesday]
 
 
+def test_an_image_that_several_nights_have_raised_is_listed_once(command: Run, tmp_path: Path) -> None:
+    uri = f"{ARCHIVE}/again.jpg"
+    write_night(tmp_path, "2026-11-20", [{"image_uri": uri, "p_melanoma": 0.7, "first_raised": None}, 0.6])
+    write_night(tmp_path, "2026-11-21", [{"image_uri": uri, "p_melanoma": 0.9, "first_raised": "2026-11-20"}])
+    first, second = json.loads(command("alerts", tmp_path, "--json", "--new").out)
+    assert (first["image_uri"], first["p_melanoma"], first["run_date"]) == (uri, pytest.approx(0.9), "2026-11-21")
+    assert first["first_raised"] is None, "the first of these nights was the first to raise it"
+    assert (second["rank"], second["run_date"]) == (2, "2026-11-20")
+
+
 def test_looking_at_a_date_is_not_being_shown_the_newest(command: Run, tmp_path: Path) -> None:
     write_night(tmp_path, "2026-11-20", [0.9])
     assert listed(command, tmp_path, "--date", "2026-11-20") == ["2026-11-20"]
@@ -135,7 +145,7 @@ def test_a_first_look_at_a_hundred_nights_is_at_the_last_thirty_days(command: Ru
         write_night(tmp_path, date, [0.9])
     said = command("alerts", tmp_path)
     assert said.out.splitlines()[-1] == "31 alerts, 31 of them new."
-    not_listed = "Not listed: 69 earlier run(s), of 2026-08-01 to 2026-10-08, that were never shown here; "
+    not_listed = "Not listed, though never shown here: 69 earlier runs, of 2026-08-01 to 2026-10-08; "
     assert said.err == f"{not_listed}--date lists those of a day.\n"
     write_night(tmp_path, "2026-12-10", [0.9])
     said = command("alerts", tmp_path)
@@ -150,7 +160,7 @@ def test_after_a_month_away_the_last_thirty_days_are_listed(command: Run, tmp_pa
         write_night(tmp_path, date, [0.9])
     said = command("alerts", tmp_path)
     assert said.out.splitlines()[-1] == "31 alerts, 31 of them new."
-    assert "Not listed: 8 earlier run(s), of 2026-10-02 to 2026-10-09" in said.err
+    assert "Not listed, though never shown here: 8 earlier runs, of 2026-10-02 to 2026-10-09" in said.err
 
 
 def test_an_output_that_cannot_be_written_to_is_said(command: Run, tmp_path: Path) -> None:
@@ -244,6 +254,41 @@ def test_the_name_of_an_image_is_whole_on_every_terminal(
     assert "IP_1234567" in said
     assert "2026-11-19" in said
     assert ("┃" in said) is (columns == 300)
+
+
+def test_a_long_list_is_whole_in_json_and_csv_and_short_on_the_terminal(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("melanoma.cli.alerts._MOST_ROWS", 3)
+    for module in ("alerts", "console"):
+        monkeypatch.setattr(f"melanoma.cli.{module}._ROWS_AT_ONCE", 2)
+    patients = ["P1", "P2", None, "P2", "P1", None, "P3"]
+    write_night(
+        tmp_path,
+        "2026-11-20",
+        [
+            {
+                "p_melanoma": 0.9 - place / 10,
+                "patient_id": patient,
+                "first_raised": "2026-11-19" if place == 1 else None,
+            }
+            for place, patient in enumerate(patients)
+        ],
+    )
+
+    def ranks(*options: str) -> list[int]:
+        rows = json.loads(command("alerts", tmp_path, "--json", *options).out)
+        found = csv.DictReader(io.StringIO(command("alerts", tmp_path, "--csv", *options).out))
+        assert [int(row["rank"]) for row in found] == [row["rank"] for row in rows]
+        return [row["rank"] for row in rows]
+
+    assert ranks() == [1, 2, 3, 4, 5, 6, 7]
+    assert ranks("--new") == [1, 3, 4, 5, 6, 7]
+    assert ranks("--by-patient") == [1, 5, 2, 4, 3, 6, 7]
+    assert ranks("--by-patient", "--new") == [1, 5, 3, 4, 6, 7]
+    said = command("alerts", tmp_path).out.splitlines()
+    assert said[-2:] == ["7 alerts, 6 of them new.", "These are the first 3: --csv and --json list all."]
+    assert command("alerts", tmp_path, "--new").out.splitlines()[-2] == "6 alerts, 6 of them new."
 
 
 @pytest.mark.parametrize("options", [(), ("--json",), ("--csv",), ("--by-patient",)])

@@ -162,6 +162,7 @@ def test_a_child_has_no_secrets_dumps_no_core_and_goes_first(
     secrets = ("AWS_SECRET_ACCESS_KEY", "MELANOMA_PSEUDONYM_KEY", "MELANOMA_SMTP_PASSWORD", "RAY_AUTH_TOKEN")
     for name in secrets:
         monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://ward:secret@proxy:3128")
     monkeypatch.setenv("A_HOSPITALS_OWN", "kept")
     with IsolatedDecoder() as decoder:
         decoder.load(lesion(), SIZE)
@@ -169,7 +170,7 @@ def test_a_child_has_no_secrets_dumps_no_core_and_goes_first(
         environment = Path(f"/proc/{child}/environ").read_text().split("\0")
         limits = Path(f"/proc/{child}/limits").read_text()
         assert "A_HOSPITALS_OWN=kept" in environment
-        assert not any("=secret" in each for each in environment)
+        assert not any("=secret" in each or ":secret" in each for each in environment)
         assert [line.split()[4:6] for line in limits.splitlines() if "core file" in line] == [["0", "0"]]
         assert Path(f"/proc/{child}/oom_score_adj").read_text().strip() == "1000"
     assert not Path(f"/proc/{child}").exists()

@@ -16,6 +16,7 @@ import pytest
 import melanoma as m
 from melanoma import config, storage
 from melanoma.errors import InputError
+from melanoma.imaging.errors import Reason
 from melanoma.scoring import record, results, run
 from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import Outcome
@@ -300,8 +301,8 @@ def test_reasons_are_counted_whatever_files_and_sizes_they_name(tmp_path: Path) 
         place = layout.result_shard(str(tmp_path), "rejects", "2026-11-20", "a", number)
         storage.write_table(place, pa.Table.from_pylist([row], schema=tables.REJECTS))
     assert results.reject_reasons(str(tmp_path), found) == [
-        results.Reason("too_large", errors["/a/3.jpg"], 3),
-        results.Reason("not_found", "The file does not exist.", 2),
+        Reason("too_large", errors["/a/3.jpg"], 3),
+        Reason("not_found", "The file does not exist.", 2),
     ]
 
 

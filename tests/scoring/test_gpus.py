@@ -66,7 +66,14 @@ def test_networks_that_come_are_used_and_those_that_go_are_not(registry: Any, ne
     answers = {gpus.Gpus(registry).answer(asked)[0] for asked in _asked_twice(registry)}
     assert answers == {1.0, 2.0}
     ray.kill(first)
+    with pytest.raises(ray.exceptions.RayActorError):  # `kill` returns before it is dead
+        _ask_for_ever(first)
     assert [worker.answer(worker.ask(PIXELS))[0] for _ in range(3)] == [2.0] * 3
+
+
+def _ask_for_ever(network: Any) -> None:
+    while True:
+        ray.get(network.logits.remote(PIXELS))
 
 
 def _asked_twice(registry: Any) -> list[gpus.Question]:
@@ -83,6 +90,14 @@ def test_a_batch_that_every_network_dies_of_ends_the_run(
     worker = gpus.Gpus(registry)
     with pytest.raises(MelanomaError, match="ended 2 times under the same images"):
         worker.answer(worker.ask(PIXELS))
+
+
+def test_a_network_that_no_gpu_can_hold_ends_the_run(registry: Any) -> None:
+    """Ray makes none again whose constructor fails, and the workers would wait for ever."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1)(gpus.NetworkOnGpu).remote(None, 2, registry)
+    with pytest.raises(MelanomaError, match=r"The network cannot run on a GPU of \S+: "):
+        gpus.Gpus(registry).ask(PIXELS)
+    ray.kill(actor)
 
 
 def test_worker_and_driver_leave_the_gpus_alone_that_they_were_not_given(

@@ -9,6 +9,7 @@ from melanoma.taxonomy.placeholders import known
         *("ANONYMOUS", "Anonymized", "anonymisiert", "Anonymisé", "ANON", "Unknown", "unbekannt", "inconnu", "n.a."),
         *("0", "000000", "0.0", "-", "?", "...", " ", "", "XXX", "x", "9999", "111111", "NONE", "null", "NaN", "TEST"),
         *("DUMMY", "N/A", "ANONYMOUS^PATIENT", "Unknown Patient", "patient id", "k.A.", "De-identified", "<unknown>"),
+        *("NULL^NULL", "Unknown, unknown", "\uff10\uff10"),
     ],
 )  # fmt: skip
 def test_placeholders_are_no_number(text: str) -> None:
@@ -31,6 +32,7 @@ def test_placeholders_are_no_number(text: str) -> None:
             "anon17",
             "TEST1",
         ),
+        *("山田 NA", "患者ID"),
         *("山田", "Müller", "Nan Li", "Test-4711", "X7", "1.2.840.1", "lesion 3", "10", "100", "na2"),
     ],
 )

@@ -59,6 +59,7 @@ WORDS = {
     "SEK": "SK",
     "NEV": "NV",
     "BOD": "SCC",
+    "Basosquamous carcinoma": "BCC|SCC",
     # HAM10000 as it stands in many a notebook.
     "bkl": "BKL|SK",
     "akiec": "AK|SCC",
@@ -133,7 +134,8 @@ def test_bkl_in_capitals_is_a_diagnosis_here_and_two_in_the_challenges() -> None
             "BEN_OTH",
         ),
         *("BEN_OTH", "INF", "MAL_OTH", "epidermal nevus", "nevus sebaceous of jadassohn", "becker nevus"),
-        *("atypical Spitz tumor", "cafe-au-lait macule", "AIMP"),
+        *("atypical Spitz tumor", "atypical Spitz naevus", "cafe-au-lait macule", "café-au-lait macule", "AIMP"),
+        "Sézary syndrome",
         *("BEN_OTH: Benign soft tissue proliferations - Vascular", "miscellaneous"),
         *("disseminated actinic porokeratosis", "Benign:Cysts:Comedo", "telangiectasia macularis eruptiva perstans"),
     ],

@@ -116,6 +116,9 @@ def test_a_catalog_of_benign_and_malignant_can_be_trained_on(catalog: pd.DataFra
         check_inputs(training(coarse, tmp_path, batch_size=4, select_by="melanoma_auc"))
     with pytest.raises(InputError, match=r"train split of .* has no melanoma: nothing could be learned of it"):
         check_inputs(training(coarse.assign(label=BENIGN), tmp_path))
+    # Of carcinomas alone no network learns what a melanoma is: no image would ever be raised as one.
+    with pytest.raises(InputError, match=r"train split of .* has no melanoma: nothing could be learned of it"):
+        check_inputs(training(coarse.assign(label=np.where(malignant, "BCC", "NV")), tmp_path))
     # Known before the training, and not after it.
     one_sided = coarse.assign(label=np.where(coarse["split"] == "validation", MALIGNANT, coarse["label"]))
     with pytest.raises(InputError, match=r"operating point of .* cannot be chosen"):
