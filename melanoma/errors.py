@@ -15,8 +15,10 @@ _SECRETS = (
     # Whatever stands behind the ? of a URL; that of s3:// and file:// may be a part of a name.
     re.compile(rf"((?<![\w+.-])(?!s3:|file:)[a-z][\w+.-]*:/{{1,3}}[^{_END}?]*\?)[^{_END}]+", re.IGNORECASE),
     re.compile(
-        rf"([?&;][^{_END}=&]*(?:auth|credential|key|passw|pwd|secret|sig|token)[^{_END}=&]*=)[^{_END}&]+", re.IGNORECASE
+        rf"([?&;#][^{_END}=&]*(?:auth|credential|key|passw|pwd|secret|sig|token)[^{_END}=&]*=)[^{_END}&]+",
+        re.IGNORECASE,
     ),
+    re.compile(rf"(\b\w*(?:access_key|password|secret|token)\w*=)[^{_END}]+", re.IGNORECASE),
 )
 
 

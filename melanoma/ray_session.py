@@ -31,7 +31,7 @@ _TRIES = "RAY_gcs_server_port_wait_time_s"
 _HEAD_STARTS = 15.0  # seconds for which a head that answers with an error is tried again
 # Ray ends a process, without a word, whose head has been silent for 60 seconds, or whose node has died 12 seconds ago.
 _HEAD_SILENT = 45.0
-_NODE_DEAD = 6.0
+_NODE_DEAD = 1.0
 
 
 def connect() -> None:
@@ -126,8 +126,8 @@ def _watch() -> None:
     (node,) = [node for node in ray.nodes() if node["NodeID"] == own]
     address = (node["NodeManagerAddress"], node["NodeManagerPort"])
     checks: list[tuple[str, float, Callable[[], Any]]] = [
-        (f"its head has not answered for {_HEAD_SILENT:.0f} seconds", _HEAD_SILENT, lambda: head.check_alive([], 5)),
         ("its node here has died", _NODE_DEAD, lambda: socket.create_connection(address, timeout=5).close()),
+        (f"its head has not answered for {_HEAD_SILENT:.0f} seconds", _HEAD_SILENT, lambda: head.check_alive([], 5)),
     ]
 
     def look() -> None:
@@ -142,7 +142,7 @@ def _watch() -> None:
                     if now - failing.setdefault(what, now) > limit and ray.is_initialized():
                         _end(what)
                         return
-            time.sleep(1)
+            time.sleep(0.5)
 
     threading.Thread(target=look, daemon=True).start()
 

@@ -7,8 +7,8 @@ want it. Nothing here takes a credential from a configuration file of this proje
 Every function takes `patience`: the seconds for which a store that does not answer is asked again, later and later; 0
 asks once. They count from the first request that failed, whichever it was: what begins in the middle of an outage
 shares the patience that is left, and once there is none each request is sent once. No request is waited for longer than
-the patience either, and botocore repeats none by itself. Every function raises FileNotFoundError, PermissionError,
-another OSError, or UnavailableError at the end of the patience.
+the patience either, also where the store sends a byte now and then, and botocore repeats none by itself. Every function
+raises FileNotFoundError, PermissionError, another OSError, or UnavailableError at the end of the patience.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ _FORBIDDEN = {
 }
 _ONE_OUTAGE = 15.0  # seconds: failures that are not farther apart, without an answer between them, are one outage
 _LONGEST_WAIT = 10.0  # seconds between two tries
+_SLOWEST = 2**20  # bytes a second: a store that sends or takes less does not answer
 
 
 class ChangedError(OSError):
@@ -95,19 +97,19 @@ def _listed(uri: str, bucket: str, prefix: str, patience: float) -> Iterator[Obj
         where = {**where, "ContinuationToken": following}
 
 
-def _page(client: Any, where: dict[str, str]) -> Any:
-    return client.list_objects_v2(**where)
+def _page(client: "_Client", where: dict[str, str]) -> Any:
+    return client.ask("list_objects_v2", **where)
 
 
 def read_bytes(uri: str, limit: int | None, patience: float) -> bytes:
     """The content of an object, at most `limit` + 1 bytes of it."""
     bucket, key = split(uri)
 
-    def request(client: Any) -> bytes:
-        response = client.get_object(Bucket=bucket, Key=key)
+    def request(client: _Client) -> bytes:
+        response = client.ask("get_object", Bucket=bucket, Key=key)
         if (wanted := response.get("ContentLength")) is None:
             raise UnavailableError(f"The object store did not say how long {uri} is.")
-        return _body(uri, response, wanted if limit is None else min(wanted, limit + 1))
+        return _body(uri, client, response, wanted if limit is None else min(wanted, limit + 1))
 
     return _patiently(uri, patience, request)
 
@@ -116,39 +118,43 @@ def read_range(uri: str, offset: int, length: int, etag: str, patience: float) -
     """A part of an object, see `storage.Store.read_range`."""
     bucket, key = split(uri)
 
-    def request(client: Any) -> bytes:
-        response = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-{offset + length - 1}")
+    def request(client: _Client) -> bytes:
+        response = client.ask("get_object", Bucket=bucket, Key=key, Range=f"bytes={offset}-{offset + length - 1}")
         # Not every store knows If-Match.
         if etag and _etag(response) != etag:
             response["Body"].close()
             raise ChangedError(f"{uri} has changed since it was listed.")
-        return _body(uri, response, min(length, response.get("ContentLength", length)))
+        return _body(uri, client, response, min(length, response.get("ContentLength", length)))
 
     return _patiently(uri, patience, request)
 
 
-def _body(uri: str, response: Any, wanted: int) -> bytes:
-    with contextlib.closing(response["Body"]) as body, contextlib.suppress(*_broken_off()):
+def _body(uri: str, client: "_Client", response: Any, wanted: int) -> bytes:
+    def read() -> bytes:
+        with contextlib.closing(response["Body"]) as body:
+            return bytes(body.read(wanted))
+
+    with contextlib.suppress(*_broken_off(), TimeoutError):
         # A body that breaks off is taken for whole by botocore, too.
-        if len(data := bytes(body.read(wanted))) == wanted:
+        if len(data := _within(client.seconds + wanted / _SLOWEST, read)) == wanted:
             return data
     raise UnavailableError(f"The object store broke off while sending {uri}.")
 
 
 def info(uri: str, patience: float) -> ObjectInfo:
     bucket, key = split(uri)
-    head = _patiently(uri, patience, lambda client: client.head_object(Bucket=bucket, Key=key))
+    head = _patiently(uri, patience, lambda client: client.ask("head_object", Bucket=bucket, Key=key))
     return ObjectInfo(uri, int(head["ContentLength"]), _etag(head))
 
 
 def write_bytes(uri: str, data: bytes, patience: float) -> None:
     bucket, key = split(uri)
-    _patiently(uri, patience, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data))
+    _patiently(uri, patience, lambda client: client.ask("put_object", Bucket=bucket, Key=key, Body=data))
 
 
 def delete(uri: str, patience: float) -> None:
     bucket, key = split(uri)
-    _patiently(uri, patience, lambda client: client.delete_object(Bucket=bucket, Key=key))
+    _patiently(uri, patience, lambda client: client.ask("delete_object", Bucket=bucket, Key=key))
 
 
 def _etag(answer: Any) -> str:
@@ -189,7 +195,7 @@ def is_away() -> bool:
     return _outage.began() < float("inf")
 
 
-def _patiently(uri: str, patience: float, request: Callable[[Any], T]) -> T:
+def _patiently(uri: str, patience: float, request: Callable[["_Client"], T]) -> T:
     """What `request` returns of a client."""
     import tenacity
 
@@ -208,12 +214,12 @@ def _patiently(uri: str, patience: float, request: Callable[[Any], T]) -> T:
     return retrying(_asked, uri, client, request)
 
 
-def _asked(uri: str, client: Any, request: Callable[[Any], T]) -> T:
+def _asked(uri: str, client: "_Client", request: Callable[["_Client"], T]) -> T:
     began = time.monotonic()
     try:
         answer = request(client)
     except Exception as error:
-        plain = error if isinstance(error, (ChangedError, UnavailableError)) else _plain_error(error, uri, client)
+        plain = error if isinstance(error, (ChangedError, UnavailableError)) else _plain_error(error, uri, client.boto)
         if isinstance(plain, UnavailableError):
             _outage.goes_on(began)
         elif plain:
@@ -230,8 +236,39 @@ def _asked(uri: str, client: Any, request: Callable[[Any], T]) -> T:
 _client_lock = threading.Lock()
 
 
+@dataclass(frozen=True)
+class _Client:
+    boto: Any
+    seconds: float  # for an answer, and for its body as many again
+
+    def ask(self, operation: str, **arguments: Any) -> Any:
+        seconds = self.seconds + len(arguments.get("Body", b"")) / _SLOWEST
+        try:
+            return _within(seconds, lambda: getattr(self.boto, operation)(**arguments))
+        except TimeoutError:
+            place = "/".join([f"s3://{arguments['Bucket']}", arguments.get("Key") or arguments.get("Prefix", "")])
+            raise UnavailableError(f"The object store did not answer for {place} within {seconds:.0f} s.") from None
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns, or TimeoutError.
+
+    The timeouts of botocore begin anew with each byte, and nothing else ends a request: its thread is left behind.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(seconds)
+
+
 @functools.cache
-def _client(process: int, patience: float) -> Any:
+def _client(process: int, patience: float) -> _Client:
     import boto3
     import botocore
     import botocore.config
@@ -240,7 +277,7 @@ def _client(process: int, patience: float) -> Any:
     session = boto3.session.Session()
     # One try ends within the patience: it connects, and then waits for the answer. Without patience it takes 10 s.
     seconds = patience or 10.0
-    return session.client(
+    boto = session.client(
         "s3",
         region_name=os.environ.get("AWS_REGION") or session.region_name or "us-east-1",
         config=botocore.config.Config(
@@ -254,6 +291,7 @@ def _client(process: int, patience: float) -> Any:
             response_checksum_validation="when_required",
         ),
     )
+    return _Client(boto, min(60.0, seconds / 2))
 
 
 def forget_client() -> None:
@@ -264,7 +302,7 @@ def forget_client() -> None:
 
 def is_anonymous() -> bool:
     """Whether there are no credentials: only public buckets can be read then."""
-    return _is_unsigned(_client_of_this_process(0))
+    return _is_unsigned(_client_of_this_process(0).boto)
 
 
 def _is_unsigned(client: Any) -> bool:
@@ -273,7 +311,7 @@ def _is_unsigned(client: Any) -> bool:
     return client.meta.config.signature_version is botocore.UNSIGNED
 
 
-def _client_of_this_process(patience: float) -> Any:
+def _client_of_this_process(patience: float) -> _Client:
     """A client is thread-safe, but must not be carried through a fork."""
     import botocore.exceptions  # takes 0.2 s, which a command on local files need not wait for
 

@@ -31,6 +31,9 @@ SECRET = [
     "s3://bucket/x?X-Amz-Credential=wJalr&X-Amz-Security-Token=wJalr",
     "postgresql://user:wJalr@host:5432/db",
     "smtp://user:wJalr'x@host",
+    "http://host/x#token=wJalr",
+    "AWS_SECRET_ACCESS_KEY=wJalr",
+    "smtp_password=wJalr",
 ]
 HARMLESS = [
     "s3://bucket/a@2x.jpg",

@@ -415,7 +415,7 @@ def asked(proxy: FaultyProxy) -> int:
     return proxy.faults.total()
 
 
-@pytest.mark.parametrize("fault", ["reset", "busy", "hang", "truncate"])
+@pytest.mark.parametrize("fault", ["reset", "busy", "hang", "drip", "truncate"])
 def test_every_request_has_one_patience(
     fault: str, s3: LocalS3, bucket: str, through: Callable[[FaultyProxy], None]
 ) -> None:
@@ -432,7 +432,7 @@ def test_every_request_has_one_patience(
         lambda: store.delete(uri),
         lambda: store.check_writable(f"s3://{bucket}"),
     ]
-    if fault in ("busy", "truncate"):  # only an answer with a body can be cut
+    if fault in ("busy", "drip", "truncate"):  # only an answer with a body can be cut
         calls = calls[:2]
     with faulty_proxy(s3.endpoint, lambda method, path: "") as proxy:
         through(proxy)
@@ -442,7 +442,7 @@ def test_every_request_has_one_patience(
             proxy.decide = outage = Outage("", 1000, fault)
             with pytest.raises(UnavailableError):
                 call()
-            assert outage.requests > 1 or fault == "hang"
+            assert outage.requests > 1 or fault in ("hang", "drip")
             assert outage.last - outage.began < 2 * store.patience
 
 

@@ -160,7 +160,7 @@ def _image(row: Mapping[str, Any]) -> str:
 def deliver(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3:// URI of the results.")],
     config_file: Annotated[str, typer.Option("--config", help="YAML such as configs/deliver.yaml.")],
-    date: Annotated[str | None, typer.Option(help="ISO date; default: the newest.")] = None,
+    date: Annotated[str | None, typer.Option(help="ISO date; default: what was not sent of the last 30 days.")] = None,
     resend: Annotated[bool, typer.Option("--again", help="Send too what may have arrived already.")] = False,
 ) -> None:
     """Send the new alerts of a night by webhook and e-mail, each once."""

@@ -32,10 +32,6 @@ def hold(uri: str, say: Callable[[str], None], store: Store = storage.DEFAULT) -
     """
     _wait_for_the_dead(uri, say, store)
     owner = uuid.uuid4().hex
-    store.write_json(uri, {"owner": owner, "beat": 0})
-    time.sleep(_SETTLE)
-    if _owner(uri, store) != owner:
-        raise InputError(_AT_WORK)
     ended = threading.Event()
     impatient = Store(min(DEAD_AFTER, store.patience))  # later it is lost, and the next beat tries again
 
@@ -55,14 +51,19 @@ def hold(uri: str, say: Callable[[str], None], store: Store = storage.DEFAULT) -
             raise MelanomaError("Another driver has taken over: this one ends.")
 
     renewer = threading.Thread(target=renew, daemon=True)
-    renewer.start()
     try:
+        store.write_json(uri, {"owner": owner, "beat": 0})
+        time.sleep(_SETTLE)
+        if _owner(uri, store) != owner:
+            raise InputError(_AT_WORK)
+        renewer.start()
         yield confirm_held
     finally:
         ended.set()
         # A store that has been waited for is not waited for once more: the next driver sees that this one is dead.
         if not (storage.is_s3(uri) and storage.is_away()):
-            renewer.join()
+            if renewer.is_alive():
+                renewer.join()
             with contextlib.suppress(OSError, UnavailableError):
                 if _owner(uri, impatient) == owner:
                     impatient.delete(uri)

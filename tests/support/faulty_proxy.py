@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-Fault = str  # "busy", "reset", "truncate", "slow", "hang" (is never answered), or "" for none
+Fault = str  # "busy", "reset", "truncate", "slow", "hang" (is never answered), "drip" (without end), or "" for none
 PHASES = {
     "list": "GET .*list-type=2.*prefix=archive",
     "plan": "PUT .*/plans/",
@@ -65,7 +65,7 @@ class Outage:
     Args:
         pattern: Of METHOD and path, such as one of `PHASES`.
         seconds: How long the store is away.
-        fault: What it does meanwhile: "reset", "busy" or "hang".
+        fault: What it does meanwhile: "reset", "busy", "hang" or "drip".
         otherwise: What it does before and afterwards.
     """
 
@@ -132,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "hang":
             self.server.ended.wait()
             self._reset()
+        elif fault == "drip":
+            self._drip()
         elif fault == "busy":
             self._answer(503, [("Content-Type", "application/xml")], _BUSY)
         else:
@@ -162,6 +164,14 @@ class _Handler(BaseHTTPRequestHandler):
         if cut:
             self.wfile.flush()
             self._reset()
+
+    def _drip(self) -> None:
+        """Promise much, and send a byte now and then: no timeout between two bytes ends that."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while not self.server.ended.wait(0.1):
+                self.wfile.write(b" ")
+        self.close_connection = True
 
     def _reset(self) -> None:
         """End the connection with a reset, as a dying machine does."""
