@@ -9,8 +9,9 @@ import csv
 import gzip
 import io
 import itertools
+import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -112,6 +113,19 @@ def batches(
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             kind = {".parquet": "Parquet file", ".orc": "ORC file"}.get(path.suffix.lower(), "readable CSV table")
             raise InputError(f"{uri} is not a {kind}, or a damaged one: {reason}") from None
+
+
+def plain(name: str) -> str:
+    """The name of a column without what spellings of it differ in."""
+    return re.sub(r"[\s_\-]+", "_", name.strip().casefold())
+
+
+def find(names: Iterable[str], wanted: Iterable[str]) -> str | None:
+    """The first of the `wanted` columns that is among those of a table, as the table spells it."""
+    spelled: dict[str, str] = {}
+    for name in names:
+        spelled.setdefault(plain(name), name)
+    return next((spelled[name] for name in wanted if name in spelled), None)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,6 @@ benign_malignant, target. ISIC archive: isic_id, diagnosis_1 to diagnosis_5. SLI
 PAD-UFES-20: img_id, diagnostic. BCN20000: bcn_filename, diagnosis. Case, blanks and "-" do not matter.
 """
 
-import re
-from collections.abc import Iterable
-
 from melanoma import table_files
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -35,15 +32,3 @@ WORDS = (
 
 FLAGS = ("target", "malignant", "is_malignant")
 """Columns of 1 for malignant and 0 for benign. In ISIC 2020's all that is malignant is melanoma."""
-
-
-def plain(name: str) -> str:
-    return re.sub(r"[\s_\-]+", "_", name.strip().casefold())
-
-
-def find(names: Iterable[str], wanted: Iterable[str]) -> str | None:
-    """The first of the `wanted` columns that is among those of a table, as the table spells it."""
-    spelled: dict[str, str] = {}
-    for name in names:
-        spelled.setdefault(plain(name), name)
-    return next((spelled[name] for name in wanted if name in spelled), None)

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from melanoma import storage, taxonomy
+from melanoma import storage, table_files, taxonomy
 from melanoma.catalog import build, columns, folders, manifest
 from melanoma.catalog.images_by_id import ENDINGS
 from melanoma.catalog.labels import LabelColumns
@@ -61,7 +61,7 @@ def _columns(table: Rows) -> dict[str, str]:
     found = {ours: name for ours, name in manifest.columns_of(table).items() if name is not None}
     free = [name for name in table if name not in found.values()]
     for ours, theirs in columns.COLUMNS.items():
-        close = [name for name in free if difflib.get_close_matches(columns.plain(name), theirs, 1, _CLOSE)]
+        close = [name for name in free if difflib.get_close_matches(table_files.plain(name), theirs, 1, _CLOSE)]
         if ours not in found and close:
             found[ours] = close[0]
             free.remove(close[0])

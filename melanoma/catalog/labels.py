@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from melanoma import taxonomy
+from melanoma import table_files, taxonomy
 from melanoma.catalog import columns
 from melanoma.catalog.mapping import Map
 from melanoma.errors import InputError
@@ -57,16 +57,18 @@ class LabelColumns:
     def of(cls, source: str, table: Rows, words_of: Map) -> "LabelColumns":
         """Those of a table: `label` alone where there is one, else all that are known."""
         mapped = words_of.columns.label
-        label = mapped if mapped in table else columns.find(table, columns.COLUMNS["label"])
+        label = mapped if mapped in table else table_files.find(table, columns.COLUMNS["label"])
         if label is not None:
             return cls(source, (label,), (), (), words_of, is_own=True)
-        found = [name for wanted in columns.WORDS if (name := columns.find(table, [wanted]))]
-        flags = [name for wanted in columns.FLAGS if (name := columns.find(table, [wanted]))]
+        found = [name for wanted in columns.WORDS if (name := table_files.find(table, [wanted]))]
+        flags = [name for wanted in columns.FLAGS if (name := table_files.find(table, [wanted]))]
         numbers = tuple(name for name in flags if _is_of_numbers(table[name]))
         words = (*(name for name in flags if name not in numbers), *found)
         taken = {*words, *numbers}
-        classes = tuple(name for name in table if name not in taken and _is_class(name, table[name]))
-        return cls(source, words, classes, numbers, words_of)
+        others = [name for name in table if name not in taken]
+        classes = tuple(name for name in others if _is_class(name, table[name], words_of))
+        strange = _strange_classes(table, classes, others) if len(classes) > 1 else ()
+        return cls(source, words, (*classes, *strange), numbers, words_of)
 
     def __bool__(self) -> bool:
         return bool(self.words or self.classes or self.flags)
@@ -121,10 +123,26 @@ def _is_of_numbers(values: list[str | None]) -> bool:
     return all(value is None or _number(value) is not None for value in values)
 
 
-def _is_class(name: str, values: list[str | None]) -> bool:
+def _is_class(name: str, values: list[str | None], words_of: Map) -> bool:
     """Whether a column is one of a class: by a code in capitals, or a diagnosis whose column holds 0 and 1 alone."""
     if name in _MORE_CODES or (name.isupper() and vocabulary.label_of(name) is not None):
         return True
     # An empty column says nothing: the ISIC archive's mel_type is one in most tables.
     is_said = any(value is not None for value in values)
-    return is_said and vocabulary.label_of(name.replace("_", " ")) is not None and _is_of_numbers(values)
+    meaning = words_of.meaning_of(name.replace("_", " ")) or words_of.meaning_of(name)
+    return is_said and vocabulary.label_in(meaning) is not None and _is_of_numbers(values)
+
+
+def _strange_classes(table: Rows, classes: tuple[str, ...], others: list[str]) -> tuple[str, ...]:
+    """The columns of 0 and 1 beside those of classes that stand for a class which is not known: each is 1 only where
+    no class is."""
+    is_hot = [any(_number(table[name][row] or "") for name in classes) for row in range(len(table[classes[0]]))]
+    found = []
+    for name in others:
+        values = table[name]
+        if name in classes or not all(value is not None and _number(value) is not None for value in values):
+            continue
+        ones = [hot for value, hot in zip(values, is_hot, strict=True) if _number(value or "")]
+        if ones and not any(ones):
+            found.append(name)
+    return tuple(found)

@@ -100,7 +100,7 @@ def columns_of(table: Rows, words_of: Map = NO_MAP) -> dict[str, str | None]:
     """What the table calls each of our columns; None where it has no such column. What a map says comes first."""
     mapped = words_of.columns.model_dump()
     return {
-        ours: mapped[ours] if mapped[ours] in table else columns.find(table, theirs)
+        ours: mapped[ours] if mapped[ours] in table else table_files.find(table, theirs)
         for ours, theirs in columns.COLUMNS.items()
     }
 

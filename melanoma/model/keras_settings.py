@@ -13,9 +13,10 @@ __all__ = ["apply", "keras"]
 
 try:
     import keras
-except (ValueError, ImportError) as error:  # keras.json holds what Keras does not know
+except Exception as error:  # keras.json holds what Keras does not know, and asserts
     raise InputError(
-        f"Keras cannot be imported: {error} Check keras.json in {os.environ.get('KERAS_HOME') or '~/.keras'}; it may "
+        f"Keras cannot be imported: {str(error) or type(error).__name__} Check keras.json in "
+        f"{os.environ.get('KERAS_HOME') or '~/.keras'}; it may "
         "be deleted."
     ) from None
 

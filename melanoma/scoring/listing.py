@@ -43,8 +43,8 @@ def _manifest(uri: str, store: Store) -> Iterator[ObjectInfo]:
         return ObjectInfo(where, _number(size), etag.strip('"')) if size and etag else _looked_up(where, store)
 
     with ThreadPoolExecutor(_LOOKED_UP_AT_ONCE) as pool:
-        for rows in table_files.batches(uri, store, (*table_files.LOCATIONS, "size", "etag")):
-            column = next((name for name in table_files.LOCATIONS if name in rows), None)
+        for rows in table_files.batches(uri, store):
+            column = table_files.find(rows, table_files.LOCATIONS)
             if column is None:
                 raise InputError(f"The manifest {uri} has none of the columns {', '.join(table_files.LOCATIONS)}.")
             places = [place for place in rows[column] if place]

@@ -26,6 +26,7 @@ _COARSE = {name: label for label, name in taxonomy.COARSE.items()}
 # The challenges' BKL is HAM10000's: seborrheic keratosis, lichenoid keratosis and solar lentigo.
 _CHALLENGE = {"BKL": "BKL|SK", "AKIEC": "AK|SCC"}
 
+_NEGATION = re.compile(r"\b(no|not|non|negative|excluded?|unlikely|without|ruled? out|absent|kein\w*|sans)\b", re.I)
 _FILLERS = {"a", "and", "by", "nos", "of", "or", "the", "type"}
 _SPELLINGS = (("naev", "nev"), ("haem", "hem"), ("rrhoe", "rrhe"), ("phoe", "phe"), ("tumour", "tumor"), ("oed", "ed"))
 _PLURALS = {
@@ -59,14 +60,17 @@ def meaning_of(word: str, is_challenge: bool = False) -> str | None:
     A label such as ``"AK|SCC"`` stands for itself. ``"BKL"`` in capitals is the single diagnosis of this taxonomy, and
     with `is_challenge` that of the ISIC challenges, which covers BKL and SK; ``"bkl"`` is HAM10000's word for both.
     """
-    word = re.sub(r"\s*\[.*", "", word, flags=re.DOTALL).strip()
+    word, bracket, remark = (part.strip() for part in word.partition("["))
+    if bracket and _NEGATION.search(remark):
+        return None
     if is_challenge and word in _CHALLENGE:
         return _CHALLENGE[word]
     codes = word.split("|")
     if all(code in taxonomy.CODES for code in codes):
         return taxonomy.join(codes)
     if len(parts := re.split(r":+", word)) > 1:
-        return combined([meaning_of(part, True) for part in parts])
+        meanings = [meaning_of(part, True) for part in parts]
+        return None if None in meanings else combined(meanings)  # "melanoma: excluded"
     if (known := _known(word)) is not None:
         return known
     if len(parts := re.split(r"[/|]", word)) > 1:
@@ -123,9 +127,14 @@ def _known(word: str) -> str | None:
     fitting = {
         label
         for label, entry in vocabulary.labels.items()
-        if any(base <= key and key - base <= entry.kinds for base in entry.words)
+        if any(base <= key and _is_kind(key - base, entry) for base in entry.words)
     }
     return fitting.pop() if len(fitting) == 1 else None
+
+
+def _is_kind(rest: _Key, entry: _Entry) -> bool:
+    """Whether words beside a diagnosis tell its kind, as the thickness of a melanoma; "melanoma 0" may be none."""
+    return rest <= entry.kinds and not (rest and all(token.isdigit() for token in rest))
 
 
 def _key(word: str) -> _Key:

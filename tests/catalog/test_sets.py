@@ -157,6 +157,21 @@ def test_other_columns_of_the_isic_archive_are_no_diagnoses(folder: Path) -> Non
     assert build([str(folder / "empty.csv")])["label"].tolist() == ["MEL", NOT_MELANOMA]
 
 
+@pytest.mark.parametrize("header", ["image,MEL,NV,ANGIOSARC", "image,Melanoma,Nevus,Basaliom"])
+def test_a_column_of_an_unknown_class_is_named(folder: Path, header: str) -> None:
+    (folder / "truth.csv").write_text(table_of(header, ["1,0,0", "0,1,0", "0,0,1"]))
+    with pytest.raises(InputError, match=rf"{header.split(',')[-1]}.*1"):
+        build([str(folder / "truth.csv")])
+    labels = {"Basaliom": "BCC", "ANGIOSARC": None}
+    frame = build([str(folder / "truth.csv")], words_of=Map(labels=labels))
+    assert frame["label"].tolist() == ["MEL", "NV", labels[header.split(",")[-1]]]
+
+
+def test_a_column_of_0_and_1_that_is_no_class_is_left_alone(folder: Path) -> None:
+    (folder / "truth.csv").write_text(table_of("image,MEL,NV,bleeds", ["1,0,1", "0,1,0", "0,1,1"]))
+    assert build([str(folder / "truth.csv")])["label"].tolist() == ["MEL", "NV", "NV"]
+
+
 def test_a_manifest_may_say_the_source_of_each_image(folder: Path) -> None:
     (folder / "m.csv").write_text(
         "path,label,source,patient_id\nimages/ISIC_0000000.jpg,nevus,Barcelona,7\n"

@@ -91,6 +91,8 @@ def test_a_manifest_of_a_spreadsheet_keeps_names_that_look_like_numbers(tmp_path
         ("list.csv", b"label,file_name\n,a.jpg\n,sub/../b.jpg\n"),
         ("sub/list.csv", b"path\n../a.jpg\n./../b.jpg\n"),
         ("list.csv", b"path\na.jpg\nfile://FOLDER/b.jpg\n"),
+        ("list.csv", b"URI,path\na.jpg,\nb.jpg,x\n"),
+        ("list.csv", b"File Name,label\na.jpg,MEL\nb.jpg,\n"),
     ],
     ids=repr,
 )
@@ -105,7 +107,7 @@ def test_a_manifest_is_read_by_score_and_catalog_alike(
     wanted = [f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"]
     assert [info.uri for info in listing.objects([str(path)], STORE)] == wanted
     (table,) = [table_files.read(str(path))]
-    column = next(each for each in table_files.LOCATIONS if each in table)
+    column = str(table_files.find(table, table_files.LOCATIONS))
     assert [table_files.place(str(path), str(words)) for words in table[column]] == wanted
 
 

@@ -6,6 +6,8 @@ from melanoma.taxonomy.placeholders import known
 @pytest.mark.parametrize(
     "text",
     [
+        *("-1", "-999", "UNKNOWN^UNKNOWN", "NoName^NoName", "none^none", "AnonymousPatient", "NoPatientID"),
+        *("not recorded", "withheld", "Anonymous Male", "ohne Angabe", "o.A.", "N/K", "#REF!", "匿名", "неизвестно"),
         *("ANONYMOUS", "Anonymized", "anonymisiert", "Anonymisé", "ANON", "Unknown", "unbekannt", "inconnu", "n.a."),
         *("0", "000000", "0.0", "-", "?", "...", " ", "", "XXX", "x", "9999", "111111", "NONE", "null", "NaN", "TEST"),
         *("DUMMY", "N/A", "ANONYMOUS^PATIENT", "Unknown Patient", "patient id", "k.A.", "De-identified", "<unknown>"),

@@ -152,6 +152,7 @@ def test_words_that_leave_it_open(word: str) -> None:
 @pytest.mark.parametrize(
     "word",
     [
+        *("melanoma: no", "melanoma:excluded", "Melanoma [excluded]", "Melanoma: 0", "melanoma, 0", "melanoma_0"),
         *("MEL|", "皮膚", "\0", "NV,MEL", "mole", "melanoma?", "no melanoma seen", "suspected melanoma"),
         *("nevus vs melanoma", "melanoma / scar", "keratosis", "carcinoma", "lesion", "!nevus", "MEL: NV"),
         *("benign: melanoma", "images", "1"),
