@@ -15,10 +15,11 @@ _COMPRESSIONS = (
 )  # fmt: skip
 _BLACK_ON_WHITE = ("tiff_ccitt", "group3", "group4")
 _MAX_PAGES = 100
+_EXTRA_SAMPLES = 338
 # The tags that say how the samples lie and what they are: TIFF 6.0, and JPEGTables of its supplement 2.
 _OF_PIXELS = frozenset(
     [254, *range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326), 332]
-) | {338, 339, 347, *range(529, 533)}
+) | {_EXTRA_SAMPLES, 339, 347, *range(529, 533)}
 # The kind of page, fill order, orientation: where these are no single number, their defaults serve.
 _ONE_NUMBER = (254, 266, 274)
 
@@ -132,3 +133,9 @@ def _samples_in_words(data: bytes) -> str | None:
     return (
         f"{len(bits)} samples of {bits[0]} bits, photometric interpretation {photometric} and compression {compression}"
     )
+
+
+def says_alpha(image: TiffImageFile) -> bool:
+    """Whether a TIFF says what its fourth sample is; without, it may be infrared as well, and Pillow takes it for
+    alpha."""
+    return _EXTRA_SAMPLES in image.tag_v2

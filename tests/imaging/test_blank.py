@@ -60,6 +60,23 @@ def test_alpha_that_hides_everything_is_not_meant(name: str) -> None:
     assert np.array_equal(decode(data, 24).pixels, decode(encoded(PICTURE, "PNG"), 24).pixels)
 
 
+def test_a_fourth_sample_that_a_tiff_does_not_explain_is_no_alpha() -> None:
+    infrared = np.asarray(PICTURE.convert("L"))
+    data = tiff(64, 48, [8] * 4, np.dstack([PIXELS, infrared]).tobytes())
+    assert np.array_equal(np.asarray(decode_image(data)), PIXELS)
+    # One that is explained as alpha is alpha.
+    shown = encoded(Image.fromarray(np.dstack([PIXELS, infrared]), "RGBA"), "TIFF")
+    assert not np.array_equal(np.asarray(decode_image(shown)), PIXELS)
+
+
+def test_twelve_bits_in_sixteen_with_alpha_are_not_scored_as_black() -> None:
+    low = (PIXELS.astype(np.uint16) * 16)[..., :3]
+    opaque = np.full((*PIXELS.shape[:2], 1), 65_535, np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.concatenate([low, opaque], axis=2))
+    with pytest.raises(ImageError, match="only their lower 12 bits"):
+        decode_image(png(64, 48, 16, 6, rows))
+
+
 def test_grey_and_palettes_that_are_wholly_transparent_show_their_colours() -> None:
     grey = PICTURE.convert("LA")
     grey.putalpha(0)
