@@ -18,8 +18,10 @@ from typing import Any
 from unittest import mock
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
+from melanoma import storage
 from melanoma.demo.local_s3 import LocalS3
 from melanoma.scoring import deliver
 from tests.support import deadly_files
@@ -168,7 +170,7 @@ def test_no_image_is_lost_doubled_or_untold_whatever_happens(
                 _assert_same(found, expected)
                 _assert_told(program, out, storm.environment, expected["alerts"], tmp_path)
             seed += 1
-    print(f"{seed} nights, {survived.total()} faults survived: {dict(survived)}")
+            print(f"{seed} nights, {survived.total()} faults survived: {dict(survived)}", flush=True)
 
 
 def _fill(archive: Path, lesion: Callable[..., bytes]) -> None:
@@ -198,7 +200,7 @@ def _on_a_cluster(storm: Storm) -> Iterator[Storm]:
 
 
 def _results(out: str) -> dict[str, pd.DataFrame]:
-    tables = {kind: pd.read_parquet(f"{out}/{kind}") for kind in ("scores", "rejects", "alerts")}
+    tables = {kind: _table(f"{out}/{kind}") for kind in ("scores", "rejects", "alerts")}
     assert len(tables["scores"]) == IMAGES
     assert len(tables["rejects"]) == REJECTED
     kinds = {
@@ -207,6 +209,11 @@ def _results(out: str) -> dict[str, pd.DataFrame]:
     }
     assert (kinds["kills.jpg"], kinds["hangs.jpg"]) == ("crashed", "timeout")
     return tables
+
+
+def _table(uri: str) -> pd.DataFrame:
+    uris = [info.uri for info in storage.list_objects(uri)]
+    return pa.concat_tables([storage.read_table(uri) for uri in uris]).to_pandas()
 
 
 def _assert_same(found: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame]) -> None:
