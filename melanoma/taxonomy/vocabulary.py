@@ -70,7 +70,8 @@ def meaning_of(word: str, is_challenge: bool = False) -> str | None:
         return taxonomy.join(codes)
     if len(parts := re.split(r":+", word)) > 1:
         meanings = [meaning_of(part, True) for part in parts]
-        return None if None in meanings else combined(meanings)  # "melanoma: excluded"
+        is_denied = any(_NEGATION.search(part) or part.strip().isdigit() for part in parts)  # "melanoma: excluded"
+        return None if None in meanings and is_denied else combined(meanings)
     if (known := _known(word)) is not None:
         return known
     if len(parts := re.split(r"[/|]", word)) > 1:
