@@ -61,7 +61,7 @@ def meaning_of(word: str, is_challenge: bool = False) -> str | None:
     with `is_challenge` that of the ISIC challenges, which covers BKL and SK; ``"bkl"`` is HAM10000's word for both.
     """
     word, bracket, remark = (part.strip() for part in word.partition("["))
-    if bracket and _NEGATION.search(remark):
+    if word and bracket and _NEGATION.search(remark):
         return None
     if is_challenge and word in _CHALLENGE:
         return _CHALLENGE[word]
