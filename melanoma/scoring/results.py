@@ -5,6 +5,7 @@ those that nobody has seen before the newest were there. A run was seen if `mela
 command notes in ``OUT/shown/run_id=ID.json``, or if a delivery has brought it.
 """
 
+import array
 import datetime
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -226,10 +227,16 @@ def listed_alerts(out: str, chosen: Nights) -> tuple[pa.Table, list[str]]:
             best.setdefault(uris[place], place)
     first = {uri: place for place, uri in reversed(list(enumerate(uris)))}
     name = "first_raised"
-    first_raised = table[name].take(pa.array([first[uri] for uri in best], pa.int64()))
-    table = table.take(pa.array(best.values(), pa.int64()))
+    first_raised = table[name].take(_places([first[uri] for uri in best]))
+    table = table.take(_places(best.values()))
     table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), first_raised)
     return table, [archives[place] for place in best.values()]
+
+
+def _places(rows: Iterable[int]) -> pa.Array:
+    """int64. `pa.array` would import pandas, which takes longer than all the rest of `melanoma alerts`."""
+    numbers = array.array("q", rows)
+    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])
 
 
 def alerts_of_run(out: str, record: RunRecord, store: Store = storage.DEFAULT) -> pa.Table:
