@@ -40,9 +40,13 @@ __all__ = [
 ]
 
 # Read when TensorFlow and Keras are first imported, in every process of a cluster, so set before anything of ours is.
-# What else Keras would read of a user's environment is dropped, see melanoma.model.keras_settings for their home.
-for _name in [name for name in os.environ if name.startswith("KERAS_") and name != "KERAS_HOME"]:
+# What else Keras would read of a user's environment is dropped, and keras.json of their home is not read: there is no
+# such folder, and melanoma.model.keras_settings gives Keras its own back, for the weights that it keeps there.
+if os.environ.get("KERAS_HOME") != "/dev/null/keras":  # else set by a parent of this process
+    os.environ["MELANOMA_KERAS_HOME"] = os.environ.get("KERAS_HOME") or "~/.keras"
+for _name in [name for name in os.environ if name.startswith("KERAS_")]:
     del os.environ[_name]
+os.environ["KERAS_HOME"] = "/dev/null/keras"
 os.environ.pop("TF_USE_LEGACY_KERAS", None)
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # the training is written for Ray Train's second version

@@ -20,6 +20,10 @@ from melanoma.imaging.header import Header
 
 KEY = "MELANOMA_PSEUDONYM_KEY"
 _LEAST_BYTES = 16
+_OTHER_PSEUDONYMS = (
+    "Earlier versions took this for a part of the key: patients of nights that were scored so go by other pseudonyms "
+    "from now on."
+)
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,19 @@ class Privacy:
 
 
 def from_environment(hold_back_annotated: bool) -> Privacy:
-    """With the key of ``MELANOMA_PSEUDONYM_KEY``. Raises InputError where it is too short to be one, or where blanks or
-    a line end surround it: with and without them, a patient would go by two names."""
+    """With the key of ``MELANOMA_PSEUDONYM_KEY``. Raises InputError where it is too short to be one, or where blanks, a
+    line end or quotes surround it: with and without them, a patient would go by two names."""
     value = os.environ.get(KEY, "")
     if value != value.strip().strip("\ufeff"):
+        # A shell's $(...) drops line feeds alone.
+        advice = "\"$(tail -c +4 FILE | tr -d '\\r')\"" if value.startswith("\ufeff") else "\"$(tr -d '\\r' < FILE)\""
         raise InputError(
             f"{KEY} begins or ends in a blank or a line break, as a key does that was read from a file with its line "
-            'end: set it without, such as with "$(cat FILE)". Earlier versions took this for a part of the key: '
-            "patients of nights that were scored so go by other pseudonyms from now on."
+            f"end: set it without, such as with {advice}. {_OTHER_PSEUDONYMS}"
+        )
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        raise InputError(
+            f"{KEY} stands in quotes, which docker's --env-file keeps: set it without them. {_OTHER_PSEUDONYMS}"
         )
     key = os.fsencode(value)  # whatever bytes it has
     if key and len(key) < _LEAST_BYTES:

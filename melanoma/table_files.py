@@ -11,7 +11,8 @@ import io
 import itertools
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -24,10 +25,10 @@ from melanoma.errors import InputError
 from melanoma.storage import Store
 
 LOCATIONS = ("uri", "image_uri", "path", "file", "filename", "file_name")
-"""What tables call the column that says where an image lies, the first that is there."""
+"""What tables call the column that says where an image lies, the first that is there. See `find`."""
 
 _CSV = (".csv", ".tsv", ".tab")
-_ENDINGS = (*_CSV, *(f"{ending}.gz" for ending in _CSV), ".parquet")
+ENDINGS = (*_CSV, *(f"{ending}.gz" for ending in _CSV), ".parquet")
 _ROWS_AT_ONCE = 10_000
 _LONGEST_FIELD = 2**20  # characters; a quote that is never closed would take all that follows into one field
 # What programs write for a value that they do not have: the words that pandas takes for one.
@@ -39,9 +40,28 @@ Rows = dict[str, list[str | None]]
 """Some rows of a table, by column. None is a value that the table does not have."""
 
 
+def plain(name: str) -> str:
+    """The name of a column without what does not matter: case, blanks, "-" and how its accents are encoded."""
+    return re.sub(r"[\s_\-]+", "_", unicodedata.normalize("NFC", name).strip().casefold())
+
+
+def find(names: Iterable[str], wanted: Iterable[str]) -> str | None:
+    """The first of the `wanted` columns that is among those of a table, as the table spells it.
+
+    Raises InputError where two columns of the table bear that name.
+    """
+    spelled: dict[str, list[str]] = {}
+    for name in names:
+        spelled.setdefault(plain(name), []).append(name)
+    found = next((spelled[name] for name in wanted if name in spelled), [])
+    if len(found) > 1:
+        raise InputError(f"A table has two columns that are one, {found[0]!r} and {found[1]!r}: rename one of them.")
+    return found[0] if found else None
+
+
 def is_table(uri: str) -> bool:
     """Whether a URI is that of a table, by its name."""
-    return uri.lower().endswith(_ENDINGS)
+    return uri.lower().endswith(ENDINGS)
 
 
 def place(table: str, words: str) -> str:
@@ -55,10 +75,9 @@ def place(table: str, words: str) -> str:
         return words
     if "://" in words or words.startswith(("/", "~")):
         return storage.normalize(words)
-    folder = storage.parent(table)
-    if not storage.is_s3(folder):
-        return storage.normalize(storage.join(folder, words))
-    bucket, *key = folder.removeprefix("s3://").split("/")
+    if not storage.is_s3(table):
+        return storage.normalize(storage.join(storage.parent(table), words))
+    bucket, *key = table.rpartition("/")[0].removeprefix("s3://").split("/")
     for name in words.split("/"):
         if name == "..":
             if not key:
@@ -92,7 +111,7 @@ def batches(
     Args:
         uri: A CSV, packed or not, Parquet or ORC, by its name.
         store: Reads it.
-        wanted: The columns that are of interest, of which the table may have some; None: all.
+        wanted: The columns that are of interest, of which the table may have some, however it spells them; None: all.
         names: The columns of a CSV that has no header.
 
     Raises:
@@ -100,32 +119,32 @@ def batches(
         OSError: It cannot be read.
         UnavailableError: The store does not answer.
     """
+    is_wanted = _wanted(wanted)
     with _copied(uri, store) as path:
         try:
             if path.name.lower().endswith((".parquet", ".orc")):
-                yield from map(_in_words, _columnar(path, wanted))
+                yield from map(_in_words, _columnar(path, is_wanted))
             else:
                 with _opened(path) as file:
-                    yield from _of_csv(uri, file, wanted, names)
+                    yield from _of_csv(uri, file, is_wanted, names)
         except (FileNotFoundError, PermissionError):
             raise
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{uri} is not a readable CSV table in UTF-8: save it as such (in Excel: Save As, CSV UTF-8)."
+            ) from None
         except (pa.ArrowException, OSError, UnicodeError, EOFError, csv.Error) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             kind = {".parquet": "Parquet file", ".orc": "ORC file"}.get(path.suffix.lower(), "readable CSV table")
             raise InputError(f"{uri} is not a {kind}, or a damaged one: {reason}") from None
 
 
-def plain(name: str) -> str:
-    """The name of a column without what spellings of it differ in."""
-    return re.sub(r"[\s_\-]+", "_", name.strip().casefold())
-
-
-def find(names: Iterable[str], wanted: Iterable[str]) -> str | None:
-    """The first of the `wanted` columns that is among those of a table, as the table spells it."""
-    spelled: dict[str, str] = {}
-    for name in names:
-        spelled.setdefault(plain(name), name)
-    return next((spelled[name] for name in wanted if name in spelled), None)
+def _wanted(names: Collection[str] | None) -> Callable[[str], bool]:
+    """Whether a column is one of these."""
+    if names is None:
+        return lambda name: True
+    wanted = set(map(plain, names))
+    return lambda name: plain(name) in wanted
 
 
 @contextlib.contextmanager
@@ -145,28 +164,28 @@ def _copied(uri: str, store: Store) -> Iterator[Path]:
 # --- Parquet and ORC --------------------------------------------------------------------------------------------------
 
 
-def _columnar(path: Path, wanted: Collection[str] | None) -> Iterator[pa.RecordBatch]:
+def _columnar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[pa.RecordBatch]:
     with contextlib.ExitStack() as stack:
         if path.name.lower().endswith(".parquet"):
             file = stack.enter_context(pq.ParquetFile(path))
-            columns = _writable(file.schema_arrow, wanted)
+            columns = _writable(file.schema_arrow, is_wanted)
             parts = file.iter_batches(_ROWS_AT_ONCE, columns=columns)
         else:
             orc = pyarrow.orc.ORCFile(path)
-            columns = _writable(orc.schema, wanted)
+            columns = _writable(orc.schema, is_wanted)
             parts = (orc.read_stripe(stripe, columns) for stripe in range(orc.nstripes))
         yield pa.RecordBatch.from_pydict({name: pa.array([], pa.string()) for name in columns})
         yield from parts
 
 
-def _writable(schema: pa.Schema, wanted: Collection[str] | None) -> list[str]:
+def _writable(schema: pa.Schema, is_wanted: Callable[[str], bool]) -> list[str]:
     """The wanted columns whose values can be written in words."""
     kinds = pa.types
     refused = (kinds.is_nested, kinds.is_binary, kinds.is_large_binary, kinds.is_fixed_size_binary)
     return [
         field.name
         for field in schema
-        if (wanted is None or field.name in wanted) and not any(is_of_kind(field.type) for is_of_kind in refused)
+        if is_wanted(field.name) and not any(is_of_kind(field.type) for is_of_kind in refused)
     ]
 
 
@@ -193,14 +212,14 @@ def _opened(path: Path) -> Iterator[IO[str]]:
         yield io.TextIOWrapper(data, encoding, newline="")
 
 
-def _of_csv(uri: str, file: IO[str], wanted: Collection[str] | None, names: list[str] | None) -> Iterator[Rows]:
+def _of_csv(uri: str, file: IO[str], is_wanted: Callable[[str], bool], names: list[str] | None) -> Iterator[Rows]:
     records = _records(uri, file, "," if names else None)
     header = names or next(records, [])
     if not header:
         raise InputError(f"{uri} is not a readable CSV table: it is empty.")
     columns: dict[str, int] = {}
     for number, name in enumerate(header):
-        if name and (wanted is None or name in wanted):
+        if name and is_wanted(name):
             if name in columns:
                 raise InputError(f"The table {uri} has two columns {name!r}: rename one of them.")
             columns[name] = number
@@ -222,6 +241,8 @@ def _records(uri: str, file: IO[str], separator: str | None) -> Iterator[list[st
     """The rows that are not blank; without a `separator` the one that cuts the first of them into the most fields."""
     csv.field_size_limit(_LONGEST_FIELD)
     start = next((line for line in file if line.strip()), "")
+    if said := re.fullmatch(r'"?sep=(.)"?\s*', start, re.IGNORECASE):  # Excel's own word for what separates the fields
+        separator, start = said[1], next((line for line in file if line.strip()), "")
     separator = separator or max(",;\t", key=lambda each: len(next(csv.reader([start], delimiter=each), [])))
     ended = False
 

@@ -2,6 +2,9 @@
 
 import hmac
 import os
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +74,27 @@ def test_a_key_with_a_line_end_is_refused_before_a_patient_goes_by_two_names(
         privacy.from_environment(False)
     assert "other pseudonyms from now on" in str(caught.value)
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{}\n", "{}\r\n", "\ufeff{}", "\ufeff{}\r\n"])
+def test_the_advice_on_a_key_with_a_line_end_or_a_byte_order_mark_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_bytes(content.format(KEY).encode())
+    monkeypatch.setenv(privacy.KEY, content.format(KEY))
+    with pytest.raises(InputError) as caught:
+        privacy.from_environment(False)
+    (advised,) = re.findall(r'such as with ("\$.*\)")', str(caught.value))
+    told = subprocess.run(["sh", "-c", f"printf %s {advised}"], capture_output=True, check=True)
+    assert told.stdout == KEY.encode()
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_key_in_quotes_is_refused(monkeypatch: pytest.MonkeyPatch, quote: str) -> None:
+    monkeypatch.setenv(privacy.KEY, f"{quote}{KEY}{quote}")
+    with pytest.raises(InputError, match="stands in quotes, which docker's --env-file keeps: set it without them"):
+        privacy.from_environment(False)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from melanoma import privacy, storage, table_files
 from melanoma.catalog import folders, groups, manifest, schema, words
+from melanoma.catalog.images_by_id import ENDINGS
 from melanoma.catalog.mapping import NO_MAP, Map
 from melanoma.errors import InputError
 from melanoma.imaging import load
@@ -141,6 +142,7 @@ def _of_table(source: str, words_of: Map) -> _Listed:
 
 def _of_folder(source: str, words_of: Map, unlabelled: bool, say: Callable[[str], None]) -> _Listed:
     rows, companions = folders.rows(source, words_of)
+    check_is_folder(source, rows)
     if companions:
         say(f"{companions:,} files in {source} are left out: masks, thumbnails and the like.")
     if rows and not any(row["label"] or row["other"] for row in rows):
@@ -156,6 +158,15 @@ def _of_folder(source: str, words_of: Map, unlabelled: bool, say: Callable[[str]
                 "draft)."
             )
     return _Listed(rows)
+
+
+def check_is_folder(source: str, rows: list[dict[str, Any]]) -> None:
+    """Raises InputError where a source is a file that is neither an image nor a table: a list.xlsx, say."""
+    if [row["uri"] for row in rows] == [source] and not source.casefold().endswith(ENDINGS):
+        raise InputError(
+            f"The source {source} is no folder, and no table that is read here: save it as one of "
+            f"{', '.join(table_files.ENDINGS)}."
+        )
 
 
 def _table_in(folder: str, rows: list[dict[str, Any]], words_of: Map) -> str | None:

@@ -2,7 +2,7 @@
 
 HAM10000: image_id, dx. ISIC 2019: image and one column a class. ISIC 2020: image_name, patient_id, diagnosis,
 benign_malignant, target. ISIC archive: isic_id, diagnosis_1 to diagnosis_5. SLICE-3D: isic_id, iddx_full, target.
-PAD-UFES-20: img_id, diagnostic. BCN20000: bcn_filename, diagnosis. Case, blanks and "-" do not matter.
+PAD-UFES-20: img_id, diagnostic. BCN20000: bcn_filename, diagnosis. See `melanoma.table_files.find`.
 """
 
 from melanoma import table_files

@@ -2,18 +2,27 @@
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from melanoma import storage, table_files, taxonomy
 from melanoma.catalog import build, columns, folders, manifest
 from melanoma.catalog.images_by_id import ENDINGS
-from melanoma.catalog.labels import LabelColumns
+from melanoma.catalog.labels import LabelColumns, flags_of, hot_rows
 from melanoma.catalog.mapping import NO_MAP
 from melanoma.errors import InputError
 from melanoma.table_files import Rows
 from melanoma.taxonomy import vocabulary
 
+# What else hospitals call a column, by one of its words.
+_HINTS = {
+    "age": {"alter", "edad", "eta", "leeftijd", "idade"},
+    "sex": {"geschlecht", "sexe", "sexo", "sesso", "geslacht"},
+    "patient_id": {"mrn", "patient", "patientin", "patientennummer", "patientennr", "pid"},
+    "anatomic_site": {"lokalisation", "lokalisierung", "localisation", "localizacion", "körperstelle"},
+}
+_SAYS_LABEL = re.compile(r"diag|histo|befund|klasse|class|kategorie|category|dx|patholog")
 _CLOSE = 0.75  # of difflib: "PatientID" is patient_id
 
 
@@ -35,9 +44,8 @@ def write(sources: Iterable[str], out: str) -> None:
         for table in tables:
             found = _columns(table)
             names = {**found, **names}
-            unused |= dict.fromkeys(name for name in table if name not in found.values())
-            word_columns = [found["label"]] if "label" in found else LabelColumns.of(source, table, NO_MAP).words
-            of_table = Counter(word for name in word_columns for word in table[name] if word)
+            of_table, read = _words(source, table, found)
+            unused |= dict.fromkeys(name for name in table if name not in {*found.values(), *read})
             words += of_table
             of_sets |= set() if "label" in found else set(of_table)
     try:
@@ -51,6 +59,7 @@ def _read(source: str) -> tuple[list[Rows], Counter[str]]:
     if build.is_table(source):
         return [manifest.read(source)], Counter()
     rows, _ = folders.rows(source)
+    build.check_is_folder(source, rows)
     tables = [manifest.read(uri) for uri in build.tables_in(source, rows)]
     nearest = (folders.nearest(source, row["uri"]) for row in rows)
     return tables, Counter() if tables else Counter(words[0] for words in nearest if words)
@@ -67,9 +76,35 @@ def _columns(table: Rows) -> dict[str, str]:
             free.remove(close[0])
     if "path" not in found and "image_id" not in found:
         _take(found, "path", table, free, lambda word: word.casefold().endswith(ENDINGS))
+    for ours, hints in _HINTS.items():
+        hinted = [name for name in free if hints & set(re.split(r"[\W_]+", table_files.plain(name)))]
+        if ours not in found and hinted:
+            found[ours] = hinted[0]
+            free.remove(hinted[0])
     if "label" not in found and not LabelColumns.of("", table, NO_MAP):
-        _take(found, "label", table, free, lambda word: vocabulary.meaning_of(word) is not None)
+        is_named = [name for name in free if _SAYS_LABEL.search(table_files.plain(name)) and _is_in_words(table[name])]
+        _take(found, "label", table, free, lambda word: vocabulary.label_of(word) is not None)
+        if "label" not in found and is_named:
+            found["label"] = min(is_named, key=len)
     return found
+
+
+def _words(source: str, table: Rows, found: dict[str, str]) -> tuple[Counter[str], list[str]]:
+    """The words for diagnoses in a table with their counts, and the columns that say them."""
+    if "label" in found:
+        return Counter(word for word in table[found["label"]] if word), [found["label"]]
+    labels = LabelColumns.of(source, table, NO_MAP)
+    one_hot = [*labels.classes, *labels.beside]
+    if not labels:  # one column a class, of which none is known
+        one_hot = [name for name in flags_of(table) if name not in found.values()]
+    words = Counter(word for name in labels.words for word in table[name] if word)
+    words += Counter({name: len(hot_rows(table[name])) for name in one_hot})
+    return words, [*labels.words, *labels.flags, *one_hot]
+
+
+def _is_in_words(values: Iterable[str | None]) -> bool:
+    """Unlike a date, or a column of 0 and 1."""
+    return any(letter.isalpha() for value in values for letter in value or "")
 
 
 def _take(found: dict[str, str], ours: str, table: Rows, free: Sequence[str], fits: Callable[[str], bool]) -> None:

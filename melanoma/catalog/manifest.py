@@ -24,10 +24,7 @@ def read(source: str) -> Rows:
     """
     table = table_files.read(source)
     if _has_no_header(table):
-        table = {}
-        for rows in table_files.batches(source, names=["image_id", "target"]):
-            for name, values in rows.items():
-                table.setdefault(name, []).extend(values)
+        return {ours: [first, *more] for ours, (first, more) in zip(("image_id", "target"), table.items(), strict=True)}
     return table
 
 
@@ -98,9 +95,8 @@ def _check_columns(source: str, table: Rows, names: dict[str, str | None], label
 
 def columns_of(table: Rows, words_of: Map = NO_MAP) -> dict[str, str | None]:
     """What the table calls each of our columns; None where it has no such column. What a map says comes first."""
-    mapped = words_of.columns.model_dump()
     return {
-        ours: mapped[ours] if mapped[ours] in table else table_files.find(table, theirs)
+        ours: words_of.column(ours, table) or table_files.find(table, theirs)
         for ours, theirs in columns.COLUMNS.items()
     }
 

@@ -8,10 +8,13 @@ known and has no label here::
 """
 
 import functools
+import unicodedata
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from melanoma import table_files
 from melanoma.catalog.resolve import Label
 from melanoma.config import Model
 from melanoma.taxonomy import vocabulary
@@ -49,6 +52,11 @@ class Map(Model):
     columns: Annotated[Columns, BeforeValidator(_or_none_yet)] = Columns()
     labels: Annotated[_Labels, BeforeValidator(_or_none_yet)] = Field(default_factory=dict)
 
+    def column(self, ours: str, names: Iterable[str]) -> str | None:
+        """What a table with these columns calls ours by this map; None where the map or the table has none."""
+        theirs, names = getattr(self.columns, ours), list(names)
+        return theirs if theirs is None or theirs in names else table_files.find(names, [table_files.plain(theirs)])
+
     def meaning_of(self, word: str, is_challenge: bool = False) -> str | None:
         """As `melanoma.taxonomy.vocabulary.meaning_of`, but the map's own words come first."""
         if (key := _folded(word)) in self._by_folded:
@@ -64,4 +72,4 @@ NO_MAP = Map()
 
 
 def _folded(word: str) -> str:
-    return " ".join(word.casefold().split())
+    return " ".join(unicodedata.normalize("NFC", word).casefold().split())

@@ -212,7 +212,7 @@ def _render(data: bytes, name: str, limits: Limits, fit: _Fit, is_rgb: bool, is_
     wanted = fit(width, height)
     is_rgb = is_rgb and image.mode == "RGB" and not {"adobe", "jfif"} & image.info.keys()
     is_rgb = is_rgb and not jpeg.is_subsampled(image)
-    is_deep = image.mode in ("RGB", "RGBA", "LA", "CMYK") and ";16" in str(image.tile)
+    is_deep = image.mode in ("RGB", "RGBA", "LA", "CMYK") and name != "BMP" and ";16" in str(image.tile)
     # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, never below what is wanted. `box` is the part of the scaled
     # picture that the original covers: odd sizes leave a fraction of a pixel over.
     drafted = image.draft("YCbCr" if is_rgb else None, wanted)
@@ -224,13 +224,13 @@ def _render(data: bytes, name: str, limits: Limits, fit: _Fit, is_rgb: bool, is_
         width, height = image.size  # turned upright by load()
         wanted = fit(width, height)
 
+    if is_deep and samples.brightest(image) < 16:
+        # Pillow keeps the upper eight bits, and nothing is left of the others.
+        raise unsupported(f"This {name} of 16-bit colours uses only their lower 12 bits or fewer")
     straight = Image.merge("RGB", image.split()) if is_rgb else _straight(image)
     if isinstance(image, TiffImageFile) and straight.mode == "RGBA" and not tiff.says_alpha(image):
         straight = straight.convert("RGB")
     picture, is_blank = samples.seen(straight, wanted, box)
-    if is_deep and samples.brightest(picture) < 16:
-        # Pillow keeps the upper eight bits, and nothing is left of the others.
-        raise unsupported(f"This {name} of 16-bit colours uses only their lower 12 bits or fewer")
     orientation = 1 if is_upright else _orientation(image)
     if orientation in _UPRIGHT:
         picture = picture.transpose(_UPRIGHT[orientation])

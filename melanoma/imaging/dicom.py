@@ -330,7 +330,8 @@ def _complete(dataset: pydicom.Dataset, photometric: str, is_compressed: bool) -
     for name in ("Rows", "Columns", "BitsAllocated"):
         setattr(dataset, name, _whole_number(dataset, name))
     is_grey = photometric == "PALETTE COLOR" or photometric.startswith("MONOCHROME")
-    dataset.NumberOfFrames = number_of_frames(dataset)
+    # Not as an attribute: pydicom would first read the number that is there, which may be none.
+    dataset.add_new("NumberOfFrames", "IS", number_of_frames(dataset))
     dataset.SamplesPerPixel = _whole_number(dataset, "SamplesPerPixel", 1 if is_grey else 3)
     if dataset.SamplesPerPixel not in (1, 3):
         _refuse(f"has {dataset.SamplesPerPixel} samples a pixel, which is not read")

@@ -52,9 +52,9 @@ def is_flat(picture: Image.Image) -> bool:
     return all(high - low <= FLAT for low, high in _extrema(picture))
 
 
-def brightest(picture: Image.Image) -> int:
-    """The highest sample of an RGB picture."""
-    return max(high for _, high in _extrema(picture))
+def brightest(image: Image.Image) -> int:
+    """The highest sample of any colour or ink, whatever alpha is."""
+    return max(high for band, (_, high) in zip(image.getbands(), _extrema(image), strict=True) if band != "A")
 
 
 def _extrema(picture: Image.Image) -> tuple[tuple[int, int], ...]:

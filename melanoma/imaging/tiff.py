@@ -83,6 +83,9 @@ def refuse_unreadable(image: TiffImageFile, limits: Limits) -> None:
     if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and tags[ExifTags.Base.BitsPerSample][0] > 8:
         # Pillow takes them for bytes.
         raise unsupported("A TIFF of more than 8 bits whose colours lie one after the other is not read")
+    if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and 1 in tags.get(_EXTRA_SAMPLES, ()):
+        # Pillow has no name for the samples of one colour that are multiplied by alpha.
+        raise unsupported("A TIFF whose colours lie one after the other and are multiplied by alpha is not read")
     if image.mode.startswith("I;16"):
         bits, photometric = tags[ExifTags.Base.BitsPerSample][0], tags[ExifTags.Base.PhotometricInterpretation]
         # Pillow reads 12 bits, and those where 0 is white, as if they were 16 bits from black to white.

@@ -1,24 +1,25 @@
 """Keras with this project's settings, whatever the user's home says: import ``keras`` from here and nowhere else.
 
-Keras reads ``~/.keras/keras.json`` when it is imported. With ``"image_data_format": "channels_first"`` there, the rows
-of a picture would be taken for its channels, and nothing would say so. The backend is settled in `melanoma`, by
-environment variables, as it has to be before anything imports Keras.
+Keras reads ``~/.keras/keras.json`` when it is imported, as TensorFlow does. With
+``"image_data_format": "channels_first"`` there, the rows of a picture would be taken for its channels, and nothing
+would say so; with what Keras does not know, its import would fail. `melanoma` settles by environment variables, before
+anything imports Keras, that it finds no such file, and the backend.
 """
 
+import contextlib
 import os
+
+import keras
+from keras.src.backend import config as _config
 
 from melanoma.errors import InputError
 
 __all__ = ["apply", "keras"]
 
-try:
-    import keras
-except Exception as error:  # keras.json holds what Keras does not know, and asserts
-    raise InputError(
-        f"Keras cannot be imported: {str(error) or type(error).__name__} Check keras.json in "
-        f"{os.environ.get('KERAS_HOME') or '~/.keras'}; it may "
-        "be deleted."
-    ) from None
+# Pretrained weights are kept there. Keras has no public way to name it after the import.
+_config._KERAS_DIR = os.path.expanduser(os.environ.get("MELANOMA_KERAS_HOME", "~/.keras"))
+with contextlib.suppress(OSError):  # Keras then keeps them in /tmp
+    os.makedirs(_config._KERAS_DIR, exist_ok=True)
 
 if keras.config.backend() != "tensorflow":
     raise InputError(

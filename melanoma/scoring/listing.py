@@ -43,8 +43,10 @@ def _manifest(uri: str, store: Store) -> Iterator[ObjectInfo]:
         return ObjectInfo(where, _number(size), etag.strip('"')) if size and etag else _looked_up(where, store)
 
     with ThreadPoolExecutor(_LOOKED_UP_AT_ONCE) as pool:
-        for rows in table_files.batches(uri, store):
-            column = table_files.find(rows, table_files.LOCATIONS)
+        for rows in table_files.batches(uri, store, (*table_files.LOCATIONS, "size", "etag")):
+            column, sizes, etags = (
+                table_files.find(rows, each) for each in (table_files.LOCATIONS, ["size"], ["etag"])
+            )
             if column is None:
                 raise InputError(f"The manifest {uri} has none of the columns {', '.join(table_files.LOCATIONS)}.")
             places = [place for place in rows[column] if place]
@@ -52,8 +54,8 @@ def _manifest(uri: str, store: Store) -> Iterator[ObjectInfo]:
                 raise InputError(f"The manifest {uri} has a row without {column}.")
             uris = [table_files.place(uri, place) for place in places]
             unknown = [None] * len(uris)
-            listed = list(zip(uris, rows.get("size", unknown), rows.get("etag", unknown), strict=True))
-            yield from (map if "size" in rows and "etag" in rows else pool.map)(info, listed)
+            listed = list(zip(uris, rows.get(sizes or "", unknown), rows.get(etags or "", unknown), strict=True))
+            yield from (map if sizes and etags else pool.map)(info, listed)
 
 
 def _number(text: str) -> int:

@@ -1,9 +1,9 @@
 """Words for diagnoses: what they mean in the taxonomy, and which of them it has no class for.
 
 A word is known by `vocabulary.yaml`. Case, order, punctuation, accents, plurals and British spelling do not matter:
-"Nevus, Blue" and "blue naevi" are one. What follows a square bracket is a remark. Of several words between "/" it may
-be any; of words between ":", as the ISIC archive writes its hierarchy, each narrows those before it. No other word is
-guessed, such as "no melanoma seen" or "melanoma?".
+"Nevus, Blue" and "blue naevi" are one. Of several words between "/" it may be any; of words between ":", as the ISIC
+archive writes its hierarchy, each is known and narrows those before it. No other word is guessed, such as "no melanoma
+seen", "melanoma: excluded" or "melanoma?".
 """
 
 import functools
@@ -26,7 +26,13 @@ _COARSE = {name: label for label, name in taxonomy.COARSE.items()}
 # The challenges' BKL is HAM10000's: seborrheic keratosis, lichenoid keratosis and solar lentigo.
 _CHALLENGE = {"BKL": "BKL|SK", "AKIEC": "AK|SCC"}
 
-_NEGATION = re.compile(r"\b(no|not|non|negative|excluded?|unlikely|without|ruled? out|absent|kein\w*|sans)\b", re.I)
+# How the ISIC archive and others know a diagnosis, and what may stand behind it: "Nevus [histopathology] CC-BY-NC".
+_REMARK = re.compile(
+    r"\s*\[\s*(histo\w*|patholog\w*|biops\w*|serial imaging showing no change|single contributor clinical assessment"
+    r"|single image expert consensus|confocal microscopy with consensus dermoscopy)?\s*\]\s*(CC[\w\s.-]*)?$",
+    re.IGNORECASE,
+)
+_NEGATIONS = {"no", "not", "non"}
 _FILLERS = {"a", "and", "by", "nos", "of", "or", "the", "type"}
 _SPELLINGS = (("naev", "nev"), ("haem", "hem"), ("rrhoe", "rrhe"), ("phoe", "phe"), ("tumour", "tumor"), ("oed", "ed"))
 _PLURALS = {
@@ -60,18 +66,14 @@ def meaning_of(word: str, is_challenge: bool = False) -> str | None:
     A label such as ``"AK|SCC"`` stands for itself. ``"BKL"`` in capitals is the single diagnosis of this taxonomy, and
     with `is_challenge` that of the ISIC challenges, which covers BKL and SK; ``"bkl"`` is HAM10000's word for both.
     """
-    word, bracket, remark = (part.strip() for part in word.partition("["))
-    if word and bracket and _NEGATION.search(remark):
-        return None
+    word = _REMARK.sub("", word).strip()
     if is_challenge and word in _CHALLENGE:
         return _CHALLENGE[word]
     codes = word.split("|")
     if all(code in taxonomy.CODES for code in codes):
         return taxonomy.join(codes)
     if len(parts := re.split(r":+", word)) > 1:
-        meanings = [meaning_of(part, True) for part in parts]
-        is_denied = any(_NEGATION.search(part) or part.strip().isdigit() for part in parts)  # "melanoma: excluded"
-        return None if None in meanings and is_denied else combined(meanings)
+        return _narrowed(parts)
     if (known := _known(word)) is not None:
         return known
     if len(parts := re.split(r"[/|]", word)) > 1:
@@ -107,11 +109,20 @@ def combined(meanings: Iterable[str | None]) -> str | None:
     return label
 
 
+def _narrowed(parts: list[str]) -> str | None:
+    """What words of a hierarchy mean together. "Melanoma: excluded" and "melanoma: none" are no melanoma."""
+    meanings = [meaning_of(part, True) for part in parts]
+    # Of the words that leave it open, the archive has but one as a group.
+    said = [each for part, each in zip(parts, meanings, strict=True) if part.strip().casefold() != "indeterminate"]
+    return None if None in said or UNSAID in said else combined(meanings)
+
+
 def _any_of(meanings: list[str | None]) -> str | None:
     labels = {label for meaning in meanings if (label := label_in(meaning)) is not None}
     if len(labels) < len(set(meanings)):  # another diagnosis, or an unknown word, may be the right one
         return meanings[0] if len(set(meanings)) == 1 else None
-    return taxonomy.join(code for label in labels for code in taxonomy.codes_of(label))
+    codes = {code for label in labels for code in taxonomy.codes_of(label)}
+    return taxonomy.join(codes) if len(codes) < len(taxonomy.CODES) else None  # "melanoma / no melanoma"
 
 
 def _known(word: str) -> str | None:
@@ -128,14 +139,9 @@ def _known(word: str) -> str | None:
     fitting = {
         label
         for label, entry in vocabulary.labels.items()
-        if any(base <= key and _is_kind(key - base, entry) for base in entry.words)
+        if any(base <= key and key - base <= entry.kinds for base in entry.words)
     }
     return fitting.pop() if len(fitting) == 1 else None
-
-
-def _is_kind(rest: _Key, entry: _Entry) -> bool:
-    """Whether words beside a diagnosis tell its kind, as the thickness of a melanoma; "melanoma 0" may be none."""
-    return rest <= entry.kinds and not (rest and all(token.isdigit() for token in rest))
 
 
 def _key(word: str) -> _Key:
@@ -143,9 +149,11 @@ def _key(word: str) -> _Key:
     plain = "".join(each for each in unicodedata.normalize("NFKD", word) if not unicodedata.combining(each))  # café
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain)  # BasalCellCarcinoma
     text = spaced.casefold().replace("'", "").replace("\u2019", "")  # Bowen's
-    # What is no separator stays: "melanoma?" is none.
-    tokens = re.findall(r"[^\W_]+|[^\w\s\-\u2010-\u2014,.;():/\"&+]", text)
-    return frozenset(singular for token in tokens if (singular := _plain(token)) not in _FILLERS)
+    # What is no separator stays: "melanoma?" is none, and neither is "melanoma (-)".
+    tokens = re.findall(r"[^\W_]+|[^\w\s\-\u2010-\u2014,.;():/\"&+]|(?<![^\s(])[\-\u2010-\u2014](?=\s*\)?\s*$)", text)
+    words = [singular for token in tokens if (singular := _plain(token)) not in _FILLERS]
+    # A negation holds for what follows it: "melanoma / no melanoma" is not "no melanoma".
+    return frozenset([" ".join(words)] if _NEGATIONS & set(words) else words)
 
 
 def _plain(token: str) -> str:

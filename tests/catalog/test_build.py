@@ -1,6 +1,7 @@
 import hashlib
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,16 @@ def test_what_cannot_be_read_stays_with_its_reason(tmp_path: Path, lesion: Lesio
     # It can be written, read, split.
     schema.write(str(tmp_path / "c.parquet"), split(frame, 0.0, 0.0, seed=0))
     assert schema.read(str(tmp_path / "c.parquet"))["split"].tolist().count("train") == 1
+
+
+def test_a_class_whose_folder_is_a_link_is_not_lost(tmp_path: Path, lesion: Lesion) -> None:
+    fill(tmp_path, {"elsewhere/1.jpg": lesion("NV", 1), "set/melanoma/2.jpg": lesion("MEL", 2)})
+    (tmp_path / "set" / "nevus").symlink_to(tmp_path / "elsewhere")
+    told = refusal(tmp_path / "set")
+    assert f"has linked folders, which are not followed: {tmp_path}/set/nevus. Put the folders themselves" in told
+    # The advice works.
+    subprocess.run(["cp", "-rL", tmp_path / "set", tmp_path / "copy"], check=True)
+    assert by_id(build([str(tmp_path / "copy")]), "label") == {"1": "NV", "2": "MEL"}
 
 
 # --- manifests -------------------------------------------------------------------------------------------------------

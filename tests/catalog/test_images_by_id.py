@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from melanoma.catalog import folders
 from melanoma.catalog.build import build
 from melanoma.demo.archive_files import dicom_file
 from melanoma.demo.lesions import draw_lesion
@@ -81,6 +82,61 @@ def test_masks_and_thumbnails_in_class_folders_are_left_out(tmp_path: Path, lesi
     frame = build([str(tmp_path / "set")], say=heard.append)
     assert sorted(frame["image_id"]) == ["1", "2"]
     assert heard == [f"5 files in {tmp_path}/set are left out: masks, thumbnails and the like."]
+
+
+def left_out(tmp_path: Path, names: tuple[str, ...], lesion: Lesion) -> set[str]:
+    """What of these files in class folders is no picture, and is said to be left out."""
+    for number, name in enumerate(names):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lesion("NV", number))
+    rows, count = folders.rows(str(tmp_path / "set"))
+    out = set(names) - {row["uri"].removeprefix(f"{tmp_path}/set/") for row in rows}
+    assert count == len(out)
+    return out
+
+
+def test_what_lies_beside_its_picture_is_left_out(tmp_path: Path, lesion: Lesion) -> None:
+    beside = (
+        *(
+            "X_GT.png",
+            "X GT.png",
+            "X-gt.png",
+            "X mask.png",
+            "X(mask).png",
+            "X (mask).png",
+            "X.mask.png",
+            "X_mask_1.png",
+        ),
+        *("X_Mask1.png", "X_segmented.png", "X_annotation.png", "X_label.png", "X_overlay.jpg", "X_contour.png"),
+        *("X_heatmap.png", "benign (1)_mask_1.png", "X_lesion.bmp", "X_roi.png", "X_Ground Truth.png"),
+    )
+    files = (*("nevus/X.jpg", "nevus/benign (1).png"), *(f"nevus/{name}" for name in beside))
+    assert left_out(tmp_path, files, lesion) == {f"nevus/{name}" for name in beside}
+
+
+def test_folders_of_masks_in_class_folders_are_left_out(tmp_path: Path, lesion: Lesion) -> None:
+    masks = {
+        *("nevus/GT/1.png", "nevus/seg/1.png", "nevus/overlay/1.jpg", "nevus/Heatmaps/1.jpg"),
+        *("nevus/IMD003/IMD003_lesion/IMD003_lesion.bmp", "nevus/IMD003/IMD003_roi/IMD003_R1_Label3.bmp"),
+    }
+    files = ("nevus/1.jpg", "nevus/IMD003/IMD003_Dermoscopic_Image/IMD003.bmp", *masks)
+    assert left_out(tmp_path, files, lesion) == masks
+
+
+def test_no_picture_is_taken_for_a_mask_by_a_name_alone(tmp_path: Path, lesion: Lesion) -> None:
+    files = (
+        *(
+            "nevus/7_label.jpg",
+            "nevus/7 overlay.jpg",
+            "nevus/GT.jpg",
+            "nevus/8.jpg",
+            "nevus/8_lesion.jpg",
+            "nevus/8_2.jpg",
+        ),
+        *("nevus/clinic GT/1.jpg", "nevus/roi/1.jpg", "nevus/P7/P7_lesion/close.jpg", "nevus/8_magnet.jpg"),
+    )
+    assert left_out(tmp_path, files, lesion) == set()
 
 
 def test_a_folder_of_a_finger_is_no_folder_of_thumbnails(tmp_path: Path, lesion: Lesion) -> None:

@@ -90,9 +90,13 @@ def test_labels_of_the_sets_own_tables(folder: Path, header: str, rows: list[str
     assert set(frame["error"]) == {None}
 
 
-def test_isic_2016_has_no_header(folder: Path) -> None:
-    (folder / "train.csv").write_text("ISIC_0000000,benign\nISIC_0000001,malignant\n")
-    (folder / "test.csv").write_text("ISIC_0000002,0.0\nISIC_0000003,1.0\n")
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_isic_2016_has_no_header(folder: Path, separator: str) -> None:
+    for name, text in {
+        "train.csv": "ISIC_0000000,benign\nISIC_0000001,malignant\n",
+        "test.csv": "ISIC_0000002,0.0\nISIC_0000003,1.0\n",
+    }.items():
+        (folder / name).write_text(text.replace(",", separator))
     frame = build([str(folder / "train.csv"), str(folder / "test.csv")])
     assert frame["label"].tolist() == [BENIGN, MALIGNANT, BENIGN, MALIGNANT]
     assert frame["image_id"].tolist() == [f"ISIC_000000{n}" for n in range(4)]
@@ -208,7 +212,91 @@ def test_class_folders_are_read_by_the_words_of_the_sets(tmp_path: Path, lesion:
     assert dict(zip(frame["image_id"], frame["label"], strict=True)) == {
         str(number): label for number, label in enumerate(words.values())
     }
-    assert heard == ["1 image has another diagnosis than the nine, and so no label: 'lentigo NOS' (1)."]
+    assert heard == [
+        "1 image has another diagnosis than the nine, and so no label: 'lentigo NOS' (1).",
+        "1 image has a coarse label of a folder above one that is not known here: 'clinic A' (1).",
+    ]
+
+
+@pytest.mark.parametrize("name", ["melanoma_0", "melanoma - no", "melanoma excluded"])
+def test_a_folder_that_denies_a_diagnosis_is_not_of_it(tmp_path: Path, lesion: Callable[..., bytes], name: str) -> None:
+    for folder in ("nevus", name):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        (tmp_path / "set" / folder / "1.jpg").write_bytes(lesion("NV", len(folder)))
+    with pytest.raises(InputError, match=rf"not known here: '{name}' \(1\)"):
+        build([str(tmp_path / "set")])
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "words"),
+    [
+        ("image,MEL,NV,ANGIOSARC", ["0,0,1", "0,1,0"], r"'ANGIOSARC' \(1\)"),
+        ("image,MEL,NV,SEBK,LENT", ["0,0,1,0", "0,0,0,1", "0,0,1,0"], r"'SEBK' \(2\), 'LENT' \(1\)"),
+        ("image,Melanoma,Nevus,Basaliom", ["1,0,0", "0,0,1.0"], r"'Basaliom' \(1\)"),
+        ("image,melanoma,seborrheic_keratosis,Basaliom", ["1,0,0", "0,0,1"], r"'Basaliom' \(1\)"),
+        ("image,MEL,Sarkom,sex", ["0,1,0", "1,0,1"], r"'Sarkom' \(1\)"),
+        ("image,MEL,NV,SEBK", ["1,0,", ",,1"], r"'SEBK' \(1\)"),
+    ],
+)
+def test_a_class_column_that_is_not_known_is_named(folder: Path, header: str, rows: list[str], words: str) -> None:
+    (folder / "m.csv").write_text(table_of(header, rows))
+    with pytest.raises(InputError, match=f"not known here: {words}"):
+        build([str(folder / "m.csv")])
+    heard: list[str] = []
+    assert len(build([str(folder / "m.csv")], unlabelled=True, say=heard.append)) == len(rows)
+    assert any("not known here" in sentence for sentence in heard)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "labels"),
+    [
+        # A column of another diagnosis, and columns that are no classes.
+        ("image,MEL,NV,OTHER", ["0,0,1", "0,1,0"], [None, "NV"]),
+        ("image,melanoma,smoker", ["1,1", "0,1", "0,0"], ["MEL", NOT_MELANOMA, NOT_MELANOMA]),
+        ("image,MEL,NV,tattoo,sex", ["1,0,1,1", "0,1,1,0"], ["MEL", "NV"]),
+        ("image,melanoma,sex,age,patient_id", ["1,0,0,0", "0,1,1,1"], ["MEL", NOT_MELANOMA]),
+    ],
+)
+def test_columns_beside_those_of_the_classes(
+    folder: Path, header: str, rows: list[str], labels: list[str | None]
+) -> None:
+    (folder / "m.csv").write_text(table_of(header, rows))
+    heard: list[str] = []
+    assert build([str(folder / "m.csv")], say=heard.append)["label"].tolist() == labels
+    assert heard == ["1 image has another diagnosis than the nine, and so no label: 'OTHER' (1)."] * ("OTHER" in header)
+
+
+def test_a_map_reaches_one_column_a_class(folder: Path) -> None:
+    (folder / "m.csv").write_text(table_of("image,MEL,NV,SEBK,LENT", ["0,0,1,0", "0,0,0,1", "0,1,0,0"]))
+    words_of = Map.model_validate({"labels": {"SEBK": "SK", "LENT": "BKL"}})
+    assert build([str(folder / "m.csv")], words_of=words_of)["label"].tolist() == ["SK", "BKL", "NV"]
+    rows = [f"images/ISIC_000000{number}.jpg;{row}" for number, row in enumerate(["1;0;0", "0;1;0", "0;0;1"])]
+    (folder / "m.csv").write_text("\n".join(["Datei;Melanom;Na\u0308vus;Basaliom", *rows]))  # NFD, as macOS writes it
+    words_of = Map.model_validate(
+        {"columns": {"path": "Datei"}, "labels": {"Melanom": "MEL", "N\u00e4vus": "NV", "Basaliom": "BCC"}}
+    )
+    assert build([str(folder / "m.csv")], words_of=words_of)["label"].tolist() == ["MEL", "NV", "BCC"]
+
+
+def test_the_columns_of_a_map_may_be_encoded_otherwise(folder: Path) -> None:
+    (folder / "m.csv").write_text(table_of("image_id,Pra\u0308parat", ["Na\u0308vus"]))
+    words_of = Map.model_validate({"columns": {"label": "Pr\u00e4parat"}, "labels": {"N\u00e4vus": "NV"}})
+    assert build([str(folder / "m.csv")], words_of=words_of)["label"].tolist() == ["NV"]
+
+
+def test_two_columns_of_one_name_are_refused(folder: Path) -> None:
+    (folder / "m.csv").write_text(table_of("image_id,label,Label", ["nevus,melanoma"]))
+    with pytest.raises(InputError, match="two columns that are one, 'label' and 'Label': rename one of them"):
+        build([str(folder / "m.csv")])
+
+
+@pytest.mark.parametrize("name", ["list.xlsx", "list.txt"])
+def test_a_list_that_is_not_read_is_a_sentence(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"image_id\tlabel\nISIC_0000000\tnevus\n")
+    with pytest.raises(InputError, match=rf"{name} is no folder, and no table that is read here: save it as .*\.csv, "):
+        build([str(folder / name)])
+    with pytest.raises(InputError, match=f"{name} is no folder"):
+        draft.write([str(folder / name)], str(folder / "map.yaml"))
 
 
 def test_all_words_that_are_not_known_are_told_together(folder: Path, tmp_path: Path) -> None:

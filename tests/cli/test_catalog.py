@@ -146,6 +146,43 @@ def test_a_map_of_a_hospitals_words_is_drafted_and_used(command: Run, hospital: 
     assert command("catalog", hospital, "-o", out, "--map", words).code == 0, "the folder of the table, too"
 
 
+@pytest.mark.parametrize("column", ["Diagnose", "Diagnose (Histo)", "Befund"])
+def test_a_draft_of_a_table_of_which_no_word_is_known(
+    command: Run, hospital: Path, tmp_path: Path, column: str
+) -> None:
+    (hospital / "Liste.csv").write_text(
+        f"Datei;Diagnosedatum;{column};Alter;Geschlecht;MRN\nBilder/0.jpg;2026-03-01;Melanom;40;w;17\n"
+        "Bilder/1.jpg;2026-03-01;Muttermal;50;m;18\n"
+    )
+    assert command("catalog", hospital / "Liste.csv", "--propose", tmp_path / "map.yaml").code == 0
+    text = (tmp_path / "map.yaml").read_text()
+    for line in (
+        *('path: "Datei"', f'label: "{column}"', 'age: "Alter"', 'sex: "Geschlecht"', 'patient_id: "MRN"'),
+        *('# "Melanom":  # 1 image', '# "Muttermal":  # 1 image'),
+    ):
+        assert f"  {line}\n" in text
+
+
+def test_a_draft_of_one_column_a_class_is_used(command: Run, hospital: Path, tmp_path: Path) -> None:
+    table, words, out = hospital / "Liste.csv", tmp_path / "map.yaml", tmp_path / "c.parquet"
+    rows = ["1;0;0", "0;1;0", "0;1;0", "0;0;1"]
+    lines = [f"Bilder/{number}.jpg;{row}" for number, row in enumerate(rows)]
+    table.write_text("\n".join(["Datei;Melanom;Nävus;Basaliom", *lines]))
+    assert command("catalog", table, "--propose", words).code == 0
+    text = words.read_text()
+    assert "not used" not in text
+    for word, label, count in (
+        ("Melanom", "MEL", "1 image"),
+        ("Nävus", "NV", "2 images"),
+        ("Basaliom", "BCC", "1 image"),
+    ):
+        assert f'  # "{word}":  # {count}\n' in text
+        text = text.replace(f'# "{word}":', f'"{word}": {label}')
+    words.write_text(text)
+    said = command("catalog", table, "-o", out, "--map", words, "--json")
+    assert (said.code, json.loads(said.out)["labels"]) == (0, {"BCC": 1, "MEL": 1, "NV": 2})
+
+
 @pytest.mark.parametrize(
     ("text", "hint"),
     [

@@ -77,6 +77,23 @@ def test_twelve_bits_in_sixteen_with_alpha_are_not_scored_as_black() -> None:
         decode_image(png(64, 48, 16, 6, rows))
 
 
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize("name", ["PNG, partly transparent", "TIFF of inks"])
+def test_the_lower_bits_of_sixteen_are_named_whatever_lies_around_them(name: str, bits: int) -> None:
+    low = PIXELS.astype(np.uint16) << (bits - 8)
+    if name == "TIFF of inks":
+        inks = np.asarray(PICTURE.convert("CMYK")).astype("<u2") << (bits - 8)
+        data = tiff(64, 48, [16] * 4, inks.tobytes(), photometric=5)
+    else:
+        alpha = np.full((48, 64, 1), 65_535, np.uint16)
+        alpha[:12] = 0
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.concatenate([low, alpha], axis=2))
+        data = png(64, 48, 16, 6, rows)
+    with pytest.raises(ImageError, match="only their lower 12 bits") as caught:
+        decode(data, 24)
+    assert caught.value.kind == "unsupported"
+
+
 def test_grey_and_palettes_that_are_wholly_transparent_show_their_colours() -> None:
     grey = PICTURE.convert("LA")
     grey.putalpha(0)

@@ -285,3 +285,11 @@ def test_the_header_of_a_jpeg_says_little_and_needs_little() -> None:
     frame = jpeg(smooth)
     data = file(smooth, uid.JPEGBaseline8Bit, "YBR_FULL", frame_data=[frame + b"\0" * (len(frame) % 2)], **values)
     assert np.abs(seen(data).astype(int) - smooth).mean() < 1
+
+
+@pytest.mark.parametrize("number", [b"1e999 ", b"-1e999", b"nan "])
+def test_a_number_of_frames_that_is_no_number_kills_no_picture(number: bytes) -> None:
+    plain = file(picture())
+    at = plain.index(b"\x28\0\x10\0US")
+    element = b"\x28\0\x08\0IS" + len(number).to_bytes(2, "little") + number
+    assert np.array_equal(np.asarray(decode_image(plain[:at] + element + plain[at:])), picture())

@@ -64,6 +64,12 @@ def test_png(name: str, behind: bool) -> None:
     assert same_pixels(good[:at] + PNG_EXTRAS[name] + good[at:], good)
 
 
+@pytest.mark.parametrize(("kind", "name", "length"), [("RGB", b"tRNS", 5), ("L", b"tRNS", 1), ("RGB", b"acTL", 7)])
+def test_png_with_a_transparent_colour_or_a_count_of_frames_cut_short(kind: str, name: bytes, length: int) -> None:
+    good = encoded(PICTURE.convert(kind), "PNG")
+    assert same_pixels(good[:33] + chunk(name, bytes(length)) + good[33:], good)
+
+
 def test_transparency_and_orientation_of_a_png_stay_where_its_profile_is_left_out() -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -170,6 +176,15 @@ def test_a_damaged_tiff_stays_damaged_without_its_tags() -> None:
     for length in (len(whole) - 100, 200, 100):
         with pytest.raises(ImageError, match="The TIFF is cut short or damaged"):
             decode(whole[:length], 24)
+
+
+def test_a_tiff_of_planes_multiplied_by_alpha_is_refused_by_name() -> None:
+    planes = np.moveaxis(np.dstack([np.asarray(PICTURE), np.full((48, 64), 255, np.uint8)]), 2, 0)
+    data = with_tag(tiff(64, 48, [8] * 4, planes.tobytes()), 284, 3, 1, struct.pack("<I", 2))
+    data = with_tag(data, 338, 3, 1, struct.pack("<I", 1))
+    with pytest.raises(ImageError, match="multiplied by alpha") as caught:
+        decode(data, 24)
+    assert caught.value.kind == "unsupported"
 
 
 # --- WebP and BMP ----------------------------------------------------------------------------------------------------

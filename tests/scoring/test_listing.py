@@ -15,6 +15,7 @@ import pyarrow.orc
 import pytest
 
 from melanoma import storage, table_files
+from melanoma.catalog import manifest
 from melanoma.demo.local_s3 import LocalS3
 from melanoma.errors import InputError
 from melanoma.scoring import listing
@@ -89,6 +90,13 @@ def test_a_manifest_of_a_spreadsheet_keeps_names_that_look_like_numbers(tmp_path
         ("list.csv", b'path,label\n"a.jpg" , "MEL"\n "b.jpg","5"" wide"\n'),
         ("list.csv", "path\tlabel\na.jpg\tä\nb.jpg\t\n".encode("utf-16")),
         ("list.csv", b"label,file_name\n,a.jpg\n,sub/../b.jpg\n"),
+        ("list.csv", b"URI,path,label\na.jpg,x.jpg,MEL\nb.jpg,y.jpg,NV\n"),
+        ("list.csv", b"Path\na.jpg\nb.jpg\n"),
+        ("list.csv", b"Filename\na.jpg\nb.jpg\n"),
+        ("list.csv", b"label,File Name\n,a.jpg\n,b.jpg\n"),
+        ("list.csv", b"label,file-name\n,a.jpg\n,b.jpg\n"),
+        ("list.csv", b"sep=;\r\npath;label\r\na.jpg;MEL\r\nb.jpg;NV\r\n"),
+        ("list.csv", b'\xef\xbb\xbf"sep=;"\r\npath;label\r\na.jpg;1,5\r\nb.jpg;NV\r\n'),
         ("sub/list.csv", b"path\n../a.jpg\n./../b.jpg\n"),
         ("list.csv", b"path\na.jpg\nfile://FOLDER/b.jpg\n"),
         ("list.csv", b"URI,path\na.jpg,\nb.jpg,x\n"),
@@ -106,9 +114,8 @@ def test_a_manifest_is_read_by_score_and_catalog_alike(
     path.write_bytes(content.replace(b"FOLDER", str(tmp_path).encode()))
     wanted = [f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"]
     assert [info.uri for info in listing.objects([str(path)], STORE)] == wanted
-    (table,) = [table_files.read(str(path))]
-    column = str(table_files.find(table, table_files.LOCATIONS))
-    assert [table_files.place(str(path), str(words)) for words in table[column]] == wanted
+    table = manifest.read(str(path))
+    assert [row["uri"] for row in manifest.rows(str(path), {**table, "label": [None, None]})] == wanted
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,17 @@ def test_a_manifest_is_read_by_score_and_catalog_alike(
 )
 def test_keys_of_a_bucket_are_kept_as_they_are(words: str, uri: str) -> None:
     assert table_files.place("s3://bucket/a//b/list.csv", words) == uri
+
+
+def test_a_table_in_a_folder_without_a_name() -> None:
+    assert table_files.place("s3://bucket/x//list.csv", "b.jpg") == "s3://bucket/x//b.jpg"
+    assert table_files.place("s3://bucket/list.csv", "b.jpg") == "s3://bucket/b.jpg"
+
+
+def test_sizes_and_etags_are_known_however_they_are_spelled(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("Path,Size,ETag\na.jpg,7,e\n")
+    found = list(listing.objects([str(tmp_path / "list.csv")], STORE))
+    assert found == [ObjectInfo(f"{tmp_path}/a.jpg", 7, "e")]
 
 
 def test_a_path_that_leads_out_of_the_bucket_is_a_sentence() -> None:
@@ -248,7 +266,9 @@ def test_an_inventory_lists_what_the_bucket_lists(prefix: str, bucket: str, file
         ("a.csv", b"path,label\nx,y.jpg,MEL\n", "has a row of 3 fields, which begins with 'x', and a header of 2"),
         ("a.csv", b"path,label,path\nx,MEL,y\n", "has two columns 'path'"),
         ("a.csv", b"", "is not a readable CSV table: it is empty"),
-        ("a.csv", b"path\nx\xff.jpg\n", "is not a readable CSV table, or a damaged one: 'utf-8' codec"),
+        ("a.csv", b"path\nx\xff.jpg\n", r"is not a readable CSV table in UTF-8: save it as such \(in"),
+        ("a.csv", "Datei;Diagnose\r\nx.jpg;Nävus\r\n".encode("cp1252"), r"is not a readable CSV table in UTF-8"),
+        ("a.csv", b"path,Path\nx.jpg,y.jpg\n", "has two columns that are one, 'path' and 'Path': rename one of them"),
         ("a.csv.gz", gzip.compress(b"path\nx.jpg\n" * 1000)[:-20], "is not a readable CSV table, or a damaged one"),
         ("a.parquet", b"not a table", "a.parquet is not a Parquet file, or a damaged one"),
         ("manifest.json", b'{"files": 3}', "is not the manifest of an S3 Inventory"),

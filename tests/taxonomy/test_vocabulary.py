@@ -162,6 +162,37 @@ def test_other_words_are_not_guessed(word: str) -> None:
     assert meaning_of(word) is None
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("melanoma: no", "melanoma: negative", "melanoma:excluded", "Melanoma: unlikely", "No: melanoma"),
+        *("melanoma: none", "none: melanoma", "Melanoma: n/a", "Melanoma:", "melanoma: unknown", "Melanoma::No"),
+        *("Melanoma [excluded]", "Melanoma [no]", "melanoma (excluded)", "melanoma (-)", "melanoma \u2013"),
+        *("Melanoma: 0", "melanoma, 0", "melanoma_0", "melanoma 0", "melanoma (0)", "melanoma_1", "melanoma -"),
+        *("melanoma / no melanoma", "no melanoma/melanoma", "melanoma, not", "melanoma - no", "melanoma | none"),
+        *("melanoma, less", "nevus_1", "nevus: no", "BCC: 0", "BCC [excluded]"),
+    ],
+)  # fmt: skip
+def test_an_answer_beside_a_word_is_not_passed_over(word: str) -> None:
+    assert meaning_of(word) is None
+
+
+@pytest.mark.parametrize(
+    ("word", "label"),
+    [
+        ("Nevus, BAP-1 deficient", "NV"),
+        ("melanoma (less than 0.76 mm)", "MEL"),
+        ("SCCKA: Squamous cell carcinoma, Invasive [histopathology]", "SCC"),
+        ("Nevus [] CC-BY", "NV"),
+        ("Nevus [serial imaging showing no change]", "NV"),
+        ("Indeterminate:Indeterminate epidermal proliferations:Solar or actinic keratosis", "AK"),
+        ("no melanoma", "AK|BCC|DF|NV|BKL|SK|SCC|VASC"),
+    ],
+)
+def test_what_only_looks_like_an_answer(word: str, label: str) -> None:
+    assert meaning_of(word) == label
+
+
 def test_what_several_words_leave_open() -> None:
     assert combined(["BKL|SK", "SK"]) == "SK"
     assert combined([BENIGN, UNSAID, "NV"]) == "NV"
