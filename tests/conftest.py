@@ -251,6 +251,20 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the ranges that are read."""
+    found: list[int] = []
+    whole = storage.Store.read_range
+
+    def counted(store: storage.Store, uri: str, offset: int, length: int, etag: str = "") -> bytes:
+        found.append(length)
+        return whole(store, uri, offset, length, etag)
+
+    monkeypatch.setattr(storage.Store, "read_range", counted)
+    return found
+
+
+@pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The object store is asked for as long as ever, but without waiting for seconds in between."""
     monkeypatch.setattr("melanoma.s3._LONGEST_WAIT", 0.01)

@@ -203,20 +203,6 @@ def archived(path: Path, files: dict[str, bytes]) -> pa.Table:
 FILES = {f"{number:02}.jpg": bytes([number]) * (100 * number) for number in range(40, 0, -1)}
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of the ranges that are read."""
-    found: list[int] = []
-    whole = storage.Store.read_range
-
-    def counted(store: storage.Store, uri: str, offset: int, length: int, etag: str = "") -> bytes:
-        found.append(length)
-        return whole(store, uri, offset, length, etag)
-
-    monkeypatch.setattr(storage.Store, "read_range", counted)
-    return found
-
-
 @pytest.mark.parametrize("suffix", ["tar", "zip"])
 def test_members_that_lie_side_by_side_are_fetched_together(tmp_path: Path, suffix: str, reads: list[int]) -> None:
     table = archived(tmp_path / f"a.{suffix}", {**FILES, "large.jpg": bytes(20_000)})

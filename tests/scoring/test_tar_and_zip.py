@@ -257,41 +257,20 @@ def test_a_member_that_is_damaged_is_said(tmp_path: Path) -> None:
         fetched(tmp_path / "a.zip", member)
 
 
-def test_a_directory_is_read_by_ranges_and_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_read_by_ranges_and_not_whole(
+    tmp_path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     large = {f"{number}.jpg": bytes(2_000_000) for number in range(5)}
     tar(tmp_path / "a.tar", large)
     zipped(tmp_path / "a.zip", large, zipfile.ZIP_STORED)
-    read: list[int] = []
-    whole = storage.Store.read_range
-
-    def counted(store: storage.Store, uri: str, offset: int, length: int, etag: str = "") -> bytes:
-        data = whole(store, uri, offset, length, etag)
-        read.append(len(data))
-        return data
-
-    monkeypatch.setattr(storage.Store, "read_range", counted)
     monkeypatch.setitem(tar_and_zip._READ_AHEAD, ".tar", 64 * 1024)
     for name in ("a.tar", "a.zip"):
-        read.clear()
+        reads.clear()
         assert len(found(tmp_path / name)) == 5
-        assert sum(read) < 1_000_000
+        assert sum(reads) < 1_000_000
 
 
 # --- large and hostile directories ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of what is read of archives."""
-    found: list[int] = []
-    whole = storage.Store.read_range
-
-    def counted(store: storage.Store, uri: str, offset: int, length: int, etag: str = "") -> bytes:
-        found.append(length)
-        return whole(store, uri, offset, length, etag)
-
-    monkeypatch.setattr(storage.Store, "read_range", counted)
-    return found
 
 
 def end_record(entries: int, size: int, begin: int, is_64: bool) -> bytes:
@@ -316,7 +295,7 @@ def with_directory(path: Path, names: list[str], claimed: int | None = None, is_
 
 @pytest.mark.parametrize(("entries", "size"), [(2_000_000, 110_000_000), (1_000_001, 60_000_000), (9, 2**30)])
 def test_a_zip_of_too_many_members_is_refused_by_its_end_record(
-    tmp_path: Path, read: list[int], entries: int, size: int
+    tmp_path: Path, reads: list[int], entries: int, size: int
 ) -> None:
     with (tmp_path / "a.zip").open("wb") as file:
         file.seek(size)  # a directory of zeros
@@ -324,7 +303,7 @@ def test_a_zip_of_too_many_members_is_refused_by_its_end_record(
     (member,) = found(tmp_path / "a.zip")
     assert (member.uri, member.error_kind) == (str(tmp_path / "a.zip"), "too_large")
     assert member.refused == "The archive has more than 1,000,000 members: cut it in parts."
-    assert sum(read) < 200_000
+    assert sum(reads) < 200_000
 
 
 @pytest.mark.parametrize("claimed", [3, 0])
@@ -381,7 +360,7 @@ def test_a_member_in_64_bits_and_a_name_that_is_no_utf8_are_read(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
-def test_headers_without_end_are_not_followed(tmp_path: Path, read: list[int], kind: bytes) -> None:
+def test_headers_without_end_are_not_followed(tmp_path: Path, reads: list[int], kind: bytes) -> None:
     """A header of a tar that stands before another header, and so on; each may be a name of any length."""
     header = bytearray(512)
     header[124:136] = b"%011o\0" % 2**19
@@ -392,7 +371,7 @@ def test_headers_without_end_are_not_followed(tmp_path: Path, read: list[int], k
         for _ in range(40):
             file.write(header + bytes(2**19))
     assert [member.error_kind for member in found(tmp_path / "a.tar")] == ["truncated"]
-    assert sum(read) < 20 * 2**20
+    assert sum(reads) < 20 * 2**20
 
 
 @pytest.mark.slow
