@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from melanoma.imaging import jpeg, kinds, png, samples, tiff
-from melanoma.imaging.errors import ImageError, blank, damaged, too_large, unsupported
+from melanoma.imaging.errors import ImageError, blank, crashed, damaged, too_large, unsupported
 from melanoma.imaging.header import NO_HEADER, Header
 from melanoma.imaging.limits import DEFAULT_LIMITS, Limits
 
@@ -174,11 +174,12 @@ def _rendered(
         raise
     except Image.DecompressionBombError as error:
         raise too_large(f"The picture has more than {limits.max_pixels:,} pixels, the limit") from error
-    # Pillow raises nearly anything on damaged files: OSError, SyntaxError, struct.error, MemoryError, AssertionError.
+    except MemoryError as error:
+        raise crashed("takes more memory than it may take here") from error
+    # Pillow raises nearly anything on damaged files: OSError, SyntaxError, struct.error, AssertionError.
     except Exception as error:
         # Nobody uses what it may have stumbled over: profiles, comments, texts, private tags.
-        is_read_again = name in _WITHOUT_EXTRAS and not isinstance(error, MemoryError)
-        bare = _WITHOUT_EXTRAS[name](data) if is_read_again else None
+        bare = _WITHOUT_EXTRAS[name](data) if name in _WITHOUT_EXTRAS else None
         if bare is None:
             raise damaged(name) from error
     return _rendered(bare, name, limits, fit, is_rgb, is_upright)
@@ -228,7 +229,9 @@ def _render(data: bytes, name: str, limits: Limits, fit: _Fit, is_rgb: bool, is_
         # Pillow keeps the upper eight bits, and nothing is left of the others.
         raise unsupported(f"This {name} of 16-bit colours uses only their lower 12 bits or fewer")
     straight = Image.merge("RGB", image.split()) if is_rgb else _straight(image)
-    if isinstance(image, TiffImageFile) and straight.mode == "RGBA" and not tiff.says_alpha(image):
+    # Pillow takes a fourth sample for alpha also where the file does not say so.
+    says_alpha = tiff.says_alpha(image) if isinstance(image, TiffImageFile) else name != "BMP" or _bmp_says_alpha(data)
+    if straight.mode == "RGBA" and not says_alpha:
         straight = straight.convert("RGB")
     picture, is_blank = samples.seen(straight, wanted, box)
     orientation = 1 if is_upright else _orientation(image)
@@ -269,6 +272,11 @@ def _straight(image: Image.Image) -> Image.Image:
         return Image.fromarray(samples.eight_bits(np.asarray(image), 16))
     mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode else image.convert(mode)  # convert() copies even where nothing changes
+
+
+def _bmp_says_alpha(data: bytes) -> bool:
+    """Whether its header, of version 3 or later, has a mask for alpha."""
+    return int.from_bytes(data[14:18], "little") >= 56 and any(data[66:70])
 
 
 _UPRIGHT = {

@@ -1,5 +1,6 @@
 """The network on GPUs: one actor a GPU, and how workers on any node find those that are there."""
 
+import collections
 import contextlib
 import itertools
 import os
@@ -20,6 +21,7 @@ from melanoma.model.predictor import Predictor
 
 _LOOK_EVERY = 10.0  # seconds; sooner where none is there
 _TRIES = 10  # of one batch, each with a GPU that went away under it
+_STARTS = 5  # of one network in turn, none of which comes to an answer
 
 
 class Registry:
@@ -27,10 +29,17 @@ class Registry:
 
     def __init__(self) -> None:
         self._networks: dict[str, Any] = {}
+        self._starts: collections.Counter[str] = collections.Counter()
         self._failure = ""
 
-    def add(self, network: Any) -> None:
+    def begin(self, actor: str) -> bool:
+        """Whether this network may start: Ray starts one that is killed again without end."""
+        self._starts[actor] += 1
+        return self._starts[actor] <= _STARTS
+
+    def add(self, network: Any, actor: str) -> None:
         """A network that was started again replaces itself."""
+        del self._starts[actor]
         self._networks = {key: known for key, known in self._networks.items() if known != network}
         self._networks[uuid.uuid4().hex] = network
 
@@ -52,14 +61,17 @@ class NetworkOnGpu:
     """An actor that holds the network on a GPU and is asked by workers on any node: they fetch and decode."""
 
     def __init__(self, bundle: Bundle, batch_size: int, registry: Any) -> None:
+        actor = ray.get_runtime_context().get_actor_id()
         try:
+            if not ray.get(registry.begin.remote(actor)):
+                raise MelanomaError(f"it was killed {_STARTS} times as it started")
             self._predictor = Predictor(bundle, batch_size)
             self.logits(np.zeros((1, bundle.input_size, bundle.input_size, 3), np.uint8))
         except Exception as error:
             words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
             ray.get(registry.fail.remote(f"The network cannot run on a GPU of {socket.gethostname()}: {words}."))
             raise
-        ray.get(registry.add.remote(ray.get_runtime_context().current_actor))
+        ray.get(registry.add.remote(ray.get_runtime_context().current_actor, actor))
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [n, classes] of uint8 RGB [n, size, size, 3]."""

@@ -53,6 +53,14 @@ HIDDEN: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("masks", [struct.pack("<3I", 0xFF0000, 0xFF00, 0xFF), bytes(12)])
+def test_a_fourth_byte_without_a_mask_is_no_alpha(masks: bytes) -> None:
+    rows = np.dstack([PIXELS[::-1, :, ::-1], np.full(PIXELS.shape[:2], 77, np.uint8)]).tobytes()
+    info = struct.pack("<IiiHHIIiiII", 40, 64, 48, 1, 32, 3, len(rows), 0, 0, 0, 0) + masks
+    data = b"BM" + struct.pack("<IHHI", 14 + len(info) + len(rows), 0, 0, 14 + len(info)) + info + rows
+    assert np.array_equal(np.asarray(decode_image(data)), PIXELS)
+
+
 @pytest.mark.parametrize("name", HIDDEN)
 def test_alpha_that_hides_everything_is_not_meant(name: str) -> None:
     data = HIDDEN[name]()

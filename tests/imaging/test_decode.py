@@ -662,3 +662,13 @@ def test_real_images_are_read() -> None:
             assert {decoded.width, decoded.height} == set(image.size)
             full = np.asarray(image.convert("RGB").resize((96, 96), Image.Resampling.BILINEAR), int)
         assert np.abs(decoded.pixels - full).mean() < 3
+
+
+def test_want_of_memory_is_not_taken_for_damage(monkeypatch: pytest.MonkeyPatch, lesion: Callable[..., bytes]) -> None:
+    def load(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(ImageError, match="takes more memory than it may take here") as caught:
+        decode(lesion(), 24)
+    assert caught.value.kind == "crashed"

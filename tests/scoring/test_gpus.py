@@ -1,6 +1,7 @@
 """A Ray with GPUs (here: with a node that says so): images are decoded by CPU workers, the network is asked there."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ class Network:
 
     def __init__(self, number: float, registry: Any, deaths: int = 0) -> None:
         self._number, self._deaths = number, deaths
-        ray.get(registry.add.remote(ray.get_runtime_context().current_actor))
+        context = ray.get_runtime_context()
+        ray.get(registry.add.remote(context.current_actor, context.get_actor_id()))
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         if self._deaths:
@@ -96,6 +98,22 @@ def test_a_network_that_no_gpu_can_hold_ends_the_run(registry: Any) -> None:
     """Ray makes none again whose constructor fails, and the workers would wait for ever."""
     actor = ray.remote(num_cpus=0, max_restarts=-1)(gpus.NetworkOnGpu).remote(None, 2, registry)
     with pytest.raises(MelanomaError, match=r"The network cannot run on a GPU of \S+: "):
+        gpus.Gpus(registry).ask(PIXELS)
+    ray.kill(actor)
+
+
+class Deadly:
+    """In the place of a bundle: kills who looks into it, as a driver of GPUs may."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_network_that_is_killed_as_it_starts_ends_the_run(registry: Any) -> None:
+    actor = ray.remote(num_cpus=0, max_restarts=-1)(gpus.NetworkOnGpu).remote(Deadly(), 2, registry)
+    with pytest.raises(MelanomaError, match=r"The network cannot run on a GPU of \S+: it was killed 5 times"):
         gpus.Gpus(registry).ask(PIXELS)
     ray.kill(actor)
 
