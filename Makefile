@@ -29,8 +29,8 @@ demo: install
 test: install lint
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-test-all: install lint
-	.venv/bin/python -m pytest
+test-all: test
+	.venv/bin/python -m pytest -m slow
 
 lint: install
 	.venv/bin/ruff check .
