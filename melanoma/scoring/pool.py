@@ -6,12 +6,14 @@ a run that stands still waits for, `waiting` says.
 """
 
 import contextlib
+import warnings
 from collections.abc import Generator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from melanoma import ray_session
 from melanoma.errors import InputError
@@ -61,7 +63,16 @@ def reports(run: Run, unscored: Sequence[int], progress: Progress) -> Generator[
             fn_constructor_args=(run.bundle, run.plan, config, networks and networks.registry),
         )
         shards.context.execution_no_progress_timeout_s = -1  # a node may take longer than half an hour, a shard as well
+        _anywhere(shards.context.execution_options)
         yield from shards.iter_rows()
+
+
+def _anywhere(options: ray.data.ExecutionOptions) -> None:
+    """Let any worker take any shard, which is a mere number. Where it lies is not known while a node is being lost, and
+    Ray 2.60 ends with a KeyError when it asks. The option is deprecated, and nothing stands for it yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        options.actor_locality_enabled = False
 
 
 def worker_memory(nodes: Sequence[dict[str, float]]) -> int:

@@ -1,12 +1,15 @@
 """Train one network with Ray Train: what `melanoma.training.train` and the studies are made of."""
 
+import contextlib
 import datetime
 import hashlib
 import json
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -185,13 +188,39 @@ def _fit_and_follow(trainer: TensorflowTrainer, progress: Queue, on_epoch: OnEpo
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
-        return trainer.fit()
+        with _interruptible():
+            return trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise MelanomaError(f"Training failed in a worker: {_last_line(error)}") from error
     finally:
         ended.set()
         follower.join()
         progress.shutdown()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt. Ray Train 2.60 makes the same SystemExit of it that Ray makes of SIGTERM, so
+    that only the handler of the latter can tell them apart."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(on_sigterm):
+        yield
+        return
+    terminated = threading.Event()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        terminated.set()
+        on_sigterm(number, frame)
+
+    signal.signal(signal.SIGTERM, remember)
+    try:
+        yield
+    except SystemExit:
+        if terminated.is_set():
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _last_line(error: BaseException) -> str:

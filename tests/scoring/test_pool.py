@@ -181,7 +181,7 @@ def test_a_run_without_nodes_says_what_it_waits_for_and_grows_with_those_that_co
 def test_a_node_that_leaves_loses_nothing(nodes: Any, start: Callable[..., Night], tmp_path: Path) -> None:
     """With nobody left the run waits for the next node; a wish that the cluster cannot meet hinders nothing."""
     leaving = [nodes.add_node(num_cpus=1), nodes.add_node(num_cpus=1)]
-    night = start(batch_size=1, shard_size=1, workers=50)
+    night = start(batch_size=2, shard_size=2, workers=50)
     night.until(lambda: night.done > 10)
     nodes.remove_node(leaving[0], allow_graceful=False)
     seen = night.done
