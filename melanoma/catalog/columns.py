@@ -11,7 +11,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "path": table_files.LOCATIONS,
     "image_id": ("image_id", "image", "image_name", "isic_id", "img_id", "bcn_filename"),
     "label": ("label",),
-    "source": ("source",),
+    "source": ("source", "dataset"),
     "lesion_id": ("lesion_id",),
     "patient_id": ("patient_id",),
     "split": ("split",),

@@ -31,6 +31,9 @@ pair of two lesions has 0.55. Copies of 200 of them, searched for among all, wit
     187  cropped by 5% of two sides that meet, where a dark rim moves with the frame
     183  brightness 1.3, where much of the skin turns white
 
+On 932 images of palms and soles from one hospital, round fields in black, the black and its edge had to be left out:
+with them 345 pairs of different lesions are above 0.7, without them four.
+
 A crop by 10% of two sides that meet is not found. Among 2,000 generated lesions no two are paired. For the time that
 100,000 images take see tests/benchmarks/near_duplicates.py.
 """
@@ -44,7 +47,7 @@ import joblib
 import numpy as np
 import pandas as pd
 from scipy.fft import dct
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, minimum_filter
 
 from melanoma.imaging.hashing import NEAR_DUPLICATE_DISTANCE, THUMBNAIL_SIDE, orientations
 
@@ -58,7 +61,10 @@ _LIST_LENGTH, _MOST_LISTS, _LISTS_VISITED = 100, 1024, 16
 _LEAST_COSINE = 0.85  # of two descriptions
 _LEAST_AGREEMENT = 0.98  # cosine of a description and the other's, when that may shift and stretch by a little
 _STEPS = 3  # of the alignment
-_LEAST_OVERLAP = 0.6  # share of the picture
+_LEAST_OVERLAP = 0.6  # share of what either picture shows
+_LEAST_AREA = 0.1  # share of the picture
+_EDGE = 5  # pixels, the side of the square in which nothing is black
+_BLACK = 15  # grey levels: below lies what is around a dermatoscope's round field, not skin
 _NEIGHBOURHOOD = 2.0  # pixels, standard deviation of the surroundings that a pixel is compared with
 _LEAST_TEXTURE = 0.1  # 0 to 1, of the normalised picture: below, what is compared is the JPEG's own pattern
 _NOISE = 2.0  # grey levels: a lesser contrast is not amplified
@@ -313,8 +319,13 @@ def _align(query: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _similarity(one: np.ndarray, other: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """Correlation [n], -1 to 1, of locally normalised pictures float32 [n, side, side], where `within` is true."""
-    mask = within.astype(np.float32)
+    """Correlation [n], -1 to 1, of locally normalised pictures float32 [n, side, side], where `within` is true.
+
+    What is black in both does not count, nor what is near to it: two round fields have the same edge, whatever they
+    show.
+    """
+    shown = minimum_filter(np.maximum(one, other), (1, _EDGE, _EDGE)) >= _BLACK
+    mask = (within & shown).astype(np.float32)
     share = _BLUR @ mask @ _BLUR.T + np.float32(1e-6)
 
     def local(picture: np.ndarray) -> np.ndarray:
@@ -324,7 +335,8 @@ def _similarity(one: np.ndarray, other: np.ndarray, within: np.ndarray) -> np.nd
     one, other = local(one), local(other)
     area = mask.sum(axis=(1, 2))
     textures = [(picture**2).sum(axis=(1, 2)) / np.maximum(area, 1) for picture in (one, other)]
-    known = (area >= _LEAST_OVERLAP * THUMBNAIL_SIDE**2) & (np.minimum(*textures) >= _LEAST_TEXTURE)
+    least = np.maximum(_LEAST_OVERLAP * shown.sum(axis=(1, 2)), _LEAST_AREA * THUMBNAIL_SIDE**2)
+    known = (area >= least) & (np.minimum(*textures) >= _LEAST_TEXTURE)
     covariance = (one * other).sum(axis=(1, 2)) / np.maximum(area, 1)
     return np.where(known, covariance / np.sqrt(np.maximum(textures[0] * textures[1], _LEAST_TEXTURE**2)), 0)
 

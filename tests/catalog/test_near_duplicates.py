@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from melanoma.catalog.near_duplicates import Pair, find, hash_pairs, seen
 from melanoma.demo.lesions import draw_lesion
@@ -126,6 +126,20 @@ def test_different_lesions_are_no_pairs() -> None:
 @pytest.mark.slow
 def test_among_2000_different_lesions_is_no_pair() -> None:
     assert find(different(2000)) == []
+
+
+def in_round_field(image: Image.Image) -> Image.Image:
+    """As some dermatoscopes show it: black around the skin."""
+    field = Image.new("L", image.size, 0)
+    ImageDraw.Draw(field).ellipse((50, 20, 190, 160), fill=255)
+    return Image.composite(image, Image.new("RGB", image.size), field.filter(ImageFilter.GaussianBlur(2)))
+
+
+def test_equal_round_fields_do_not_make_a_pair_and_copies_in_them_do(lesions: list[Image.Image]) -> None:
+    pictures = [in_round_field(image) for image in lesions]
+    files = [*map(saved, pictures), *(saved(scaled(picture, 0.8), 70) for picture in pictures)]
+    count = len(pictures)
+    assert [(a, b) for a, b, _, _ in find(catalog(files))] == [(n, n + count) for n in range(count)]
 
 
 def test_what_has_no_features_matches_nothing() -> None:
