@@ -111,7 +111,7 @@ def test_a_date_may_be_written_as_a_date(tmp_path: Path) -> None:
             "network: {name: residual, weights: imagenet}",
             (
                 "The key 'network' in FILE is {'name': 'residual', 'weights': 'imagenet'}: weights, frozen_epochs and "
-                "fine_tuning_rate are for keras.applications, not residual."
+                "fine_tuning_rate are for pretrained networks, not residual."
             ),
         ),
         ("epochs: 0", "The key 'epochs' in FILE is 0: input should be greater than 0."),

@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE")],
-    catalog: Annotated[str, typer.Argument(metavar="CATALOG")],
+    models: Annotated[list[str], typer.Argument(metavar="[BUNDLE] CATALOG")],
     out: Annotated[str, typer.Option(help="Folder or s3:// URI of the report.")],
+    predictions: Annotated[
+        str | None,
+        typer.Option(help="Instead of a BUNDLE: a CSV or Parquet of another model's probabilities, a row an image."),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
     source: Annotated[
         list[str] | None, typer.Option(help="Measure only images of this source; may be given again. Default: all.")
@@ -30,18 +33,28 @@ def evaluate(
     others: Annotated[
         list[str] | None, typer.Option(help="Folder of pictures that are no dermoscopy; may be given again.")
     ] = None,
+    allow_missing: Annotated[bool, typer.Option(help="Leave out images that --predictions lacks.")] = False,
+    thresholds_from: Annotated[
+        str | None, typer.Option(help="Choose thresholds of --predictions on this other split. Default: it has none.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure a bundle on a split of a catalog: metrics.json, predictions.parquet and report.html."""
+    """Measure a bundle, or another model's probabilities, on a split of a catalog: metrics.json and report.html."""
     from melanoma import config
+    from melanoma.errors import InputError
     from melanoma.evaluation.config import EvaluateConfig
+
+    if len(models) != (1 if predictions else 2):
+        wanted = "a catalog alone beside --predictions" if predictions else "a bundle and a catalog"
+        raise InputError(f"melanoma evaluate takes {wanted}, not {len(models)} names: {' '.join(models)}.")
 
     settings = config.load(
         EvaluateConfig,
         None,
         None,
-        bundle=bundle,
-        catalog=catalog,
+        bundle=None if predictions else models[0],
+        predictions=predictions,
+        catalog=models[-1],
         out=out,
         split=split,
         sources=source or None,
@@ -50,6 +63,8 @@ def evaluate(
         against=against,
         prevalence=prevalence,
         others=others or None,
+        allow_missing=allow_missing or None,
+        thresholds_from=thresholds_from,
     )
     run_evaluate(settings, as_json)
 
@@ -82,12 +97,33 @@ def print_metrics(metrics: dict[str, Any], split: str) -> None:
             interval = f"{figure['low']:.3f} to {figure['high']:.3f}" if figure["low"] is not None else ""
             table.add_row(name.replace("_", " "), f"{figure['value']:.3f}", interval)
     console.answer.print(table)
+    for column in metrics.get("subgroups") or []:
+        if column["column"] == "source":
+            _print_sources(column["groups"])
     for sentence in left_out(metrics):
         console.answer.print(sentence)
     if comparison := metrics.get("comparison"):
         _print_comparison(comparison)
     if metrics.get("leak_warning"):
         console.answer.print(metrics["leak_warning"], style="bold red")
+
+
+def _print_sources(sources: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    names = ("melanoma_auc", "sensitivity", "specificity")
+    table = Table("source", "images", "melanomas", *(name.replace("_", " ") for name in names), title="by source")
+    for source in sources:
+        cells = (_with_interval(source[name]) for name in names)
+        table.add_row(source["value"], f"{source['n']:,}", f"{source['n_melanoma']:,}", *cells)
+    console.answer.print(table)
+
+
+def _with_interval(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "not defined"
+    interval = f" ({figure['low']:.3f} to {figure['high']:.3f})" if figure["low"] is not None else ""
+    return f"{figure['value']:.3f}{interval}"
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:

@@ -37,5 +37,5 @@ def run_recipes(settings: "RecipesConfig") -> None:
     import_tensorflow()
     from melanoma.training.studies import recipes
 
-    answer.print(recipes.table(recipes.run(settings, say)))
+    answer.print(recipes.tables(recipes.run(settings, say)))
     answer.print(f"Figures: {settings.out}/recipes.json, table: {settings.out}/recipes.md")

@@ -38,14 +38,17 @@ def run_train(settings: "TrainConfig", as_json: bool = False) -> None:
         settings = settings.model_copy(update={"run_name": name})
     with console.resumable(f"The same command with run_name={name} resumes it."):
         model = api.train(settings, on_epoch=_epoch_line(settings), on_distribution=_say_distribution, say=console.say)
+    metrics = model.bundle.manifest.metrics
     if as_json:
         console.print_json({"bundle": settings.out, **model.bundle.manifest.to_json()})
-        return
-    metrics = model.bundle.manifest.metrics
-    print_metrics(metrics, metrics["split"])
-    console.answer.print(
-        f"Bundle of model {model.version}: {settings.out} (report: {settings.out}/evaluation/report.html)"
-    )
+    else:
+        print_metrics(metrics, metrics["split"])
+        console.answer.print(
+            f"Bundle of model {model.version}: {settings.out} (report: {settings.out}/evaluation/report.html)"
+        )
+    if "learned_nothing" in metrics:  # last, and loud: the bundle is there to be looked at, and not to be used
+        console.progress.print(metrics["learned_nothing"], style="bold red")
+        raise typer.Exit(1)
 
 
 def _epoch_line(settings: "TrainConfig") -> Callable[[dict[str, float]], None]:

@@ -25,9 +25,11 @@ from melanoma.evaluation.predictions import (
     class_probabilities,
     classes_of,
     floats,
+    frozen_threshold,
     group_codes,
     malignant_side,
     melanoma_side,
+    most_probable,
     true_class,
 )
 from melanoma.evaluation.weighted_figures import FIGURES, groups_needed, weighted_figures
@@ -140,15 +142,16 @@ def _right(predictions: pd.DataFrame) -> dict[str, tuple[Bools, Bools]]:
     """By share: whether the model is right about each image [n], and which images count [n]."""
     melanoma, malignant = melanoma_side(predictions), malignant_side(predictions)
     raised = floats(predictions, "p_melanoma") >= floats(predictions, "threshold")
+    has_threshold = frozen_threshold(predictions) is not None
     classes = classes_of(predictions)
     truth = true_class(predictions, classes)
-    answer = class_probabilities(predictions, classes).argmax(axis=1)
+    answer, _ = most_probable(class_probabilities(predictions, classes))
     return {
-        "sensitivity": (raised, melanoma.yes),
-        "specificity": (~raised, melanoma.no),
+        "sensitivity": (raised, melanoma.yes & has_threshold),
+        "specificity": (~raised, melanoma.no & has_threshold),
         "accuracy": (answer == truth, truth >= 0),
-        "malignant_sensitivity": (raised, malignant.yes),
-        "malignant_specificity": (~raised, malignant.no),
+        "malignant_sensitivity": (raised, malignant.yes & has_threshold),
+        "malignant_specificity": (~raised, malignant.no & has_threshold),
     }
 
 

@@ -1,14 +1,16 @@
 """The configuration of an evaluation: `configs/evaluate.yaml` becomes an `EvaluateConfig`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from melanoma.config import Model, Place, Seed
 
 
 class EvaluateConfig(Model):
-    bundle: Place
+    bundle: Place | None = None
+    # A table of another model's probabilities instead of a bundle, see melanoma.evaluation.other_model.
+    predictions: Place | None = None
     catalog: Place
     out: Place
     split: Literal["train", "validation", "test", "all"] = "test"
@@ -22,3 +24,18 @@ class EvaluateConfig(Model):
     # At most this many images are changed a little and predicted again, and copied for the outlier rates.
     stability_images: Annotated[int, Field(ge=0)] = 500
     others: tuple[Place, ...] = ()  # folders of pictures that are no dermoscopy, for the outlier rates
+    allow_missing: bool = False  # of `predictions`: leave out images that it lacks
+    # Of `predictions`: the split whose images its alert thresholds are chosen on; None: it has none.
+    thresholds_from: Literal["train", "validation", "test"] | None = None
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if (self.bundle is None) == (self.predictions is None):
+            raise ValueError("give either a bundle or predictions")
+        if self.predictions is None and (self.allow_missing or self.thresholds_from):
+            raise ValueError("allow_missing and thresholds_from are for predictions, not for a bundle")
+        if self.predictions is not None and self.others:
+            raise ValueError("others need a bundle, which predicts them")
+        if self.thresholds_from is not None and self.thresholds_from == self.split:
+            raise ValueError("thresholds_from has to be another split than the one that is measured")
+        return self

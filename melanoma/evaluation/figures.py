@@ -100,7 +100,8 @@ def roc_figure(predictions: pd.DataFrame, metrics: Metrics) -> Figure:
             score = predictions["p_melanoma"].to_numpy(dtype=np.float64)
             name = "melanoma" if metrics.n_melanoma_unknown else "model"
             _roc_curve(axes, melanoma_side(predictions), score, auc, name, BLUE, "-")
-            _frozen_threshold(axes, metrics)
+            if metrics.threshold is not None:
+                _frozen_threshold(axes, metrics, metrics.threshold)
         axes.legend(loc="lower right", fontsize=10.5, framealpha=0.9)
     return figure
 
@@ -122,7 +123,7 @@ def _roc_curve(axes: Axes, side: Side, score: Floats, auc: Estimate, name: str, 
     axes.plot(fpr, tpr, color=color, linestyle=line, linewidth=2.2, label=f"{name}, AUC {auc.value:.3f}{interval}")
 
 
-def _frozen_threshold(axes: Axes, metrics: Metrics) -> None:
+def _frozen_threshold(axes: Axes, metrics: Metrics, threshold: float) -> None:
     x, right, left = (1 - share for share in _bounds(metrics.specificity))
     y, low, high = _bounds(metrics.sensitivity)
     axes.errorbar(
@@ -135,7 +136,7 @@ def _frozen_threshold(axes: Axes, metrics: Metrics) -> None:
         markersize=8,
         capsize=4,
         linestyle="none",
-        label=f"frozen threshold {metrics.threshold:.3g}:\nsensitivity {y:.1%}, specificity {1 - x:.1%}",
+        label=f"frozen threshold {threshold:.3g}:\nsensitivity {y:.1%}, specificity {1 - x:.1%}",
     )
 
 
@@ -330,6 +331,55 @@ def training_curves_figure(members: Sequence[Mapping[str, Any]]) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(color="#e3e7ea")
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=10, frameon=False)
+    return figure
+
+
+def leaked_curves_figure(
+    leaked: Sequence[Mapping[str, float]], honest: Sequence[Mapping[str, float]], published: Sequence[float]
+) -> Figure:
+    """Accuracy and loss by epoch, in training and on validation, of a leaked training and an honest one.
+
+    Args:
+        leaked: The figures of each epoch, see `training_curves_figure`, with `accuracy` (of validation) and, where
+            it is known, `training_accuracy`.
+        honest: Those of the honest training.
+        published: Validation accuracies that others print of leaked trainings, as ticks at the right.
+
+    Returns:
+        The figure, not yet drawn to a file.
+    """
+    panels = {"accuracy": ("training_accuracy", "accuracy"), "loss": ("loss", "validation_loss")}
+    with style.context(_STYLE):
+        figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+        for axes, (title, names) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+            for name, line, what in zip(names, ("--", "-"), ("training", "validation"), strict=True):
+                for history, color, which in ((leaked, ORANGE, "leaked"), (honest, BLUE, "honest")):
+                    known = {epoch["epoch"]: epoch[name] for epoch in history if name in epoch}
+                    axes.plot(
+                        list(known),
+                        list(known.values()),
+                        color=color,
+                        linestyle=line,
+                        linewidth=1.8,
+                        marker="." if len(known) == 1 else "",
+                        label=f"{which}, {what}",
+                    )
+            if title == "accuracy":
+                last = max((epoch["epoch"] for epoch in (*leaked, *honest)), default=1)
+                axes.plot(
+                    [last] * len(published),
+                    published,
+                    color=GREY,
+                    marker="_",
+                    markersize=14,
+                    linestyle="none",
+                    label="leaked validation, as published",
+                )
+                axes.set_ylim(-0.02, 1.02)
+            axes.set(xlabel="epoch", ylabel=title)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(color="#e3e7ea")
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10, frameon=False)
     return figure
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from melanoma.evaluation.intervals import Ints
 from melanoma.evaluation.metrics import Metrics
-from melanoma.evaluation.predictions import class_probabilities, melanoma_side
+from melanoma.evaluation.predictions import class_probabilities, frozen_threshold, melanoma_side
 from melanoma.pages import templates
 
 PICTURES_A_SECTION = 12
@@ -21,9 +21,9 @@ class Card:
     image_id: str
     label: str
     picture: str | None  # a data: address
-    top: list[tuple[str, float]]  # the three most probable classes
+    top: list[tuple[str, float]]  # the three most probable classes; empty where the model tells none
     p_melanoma: float
-    alert_level: str
+    alert_level: str | None  # None where no threshold of the model is known
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def select_pictures(predictions: pd.DataFrame, seed: int = 0) -> list[str]:
     """The uris of the images that the report shows, each once.
 
     They are the missed melanomas with the lowest `p_melanoma`, the false alarms with the highest and a random sample,
-    at most 12 of each. The order of the rows does not matter.
+    at most 12 of each; without a threshold all melanomas count as missed and all others as false alarms. The order of
+    the rows does not matter.
     """
     chosen = _select(predictions, seed)
     rows = np.concatenate([chosen.missed, chosen.false_alarms, chosen.sample])
@@ -69,6 +70,24 @@ def sections(predictions: pd.DataFrame, metrics: Metrics, pictures: Mapping[str,
         probability = class_probabilities(shown, classes) if len(shown) else np.empty((0, len(classes)))
         return [_card(row, p, classes, pictures) for (_, row), p in zip(shown.iterrows(), probability, strict=True)]
 
+    if metrics.threshold is None:
+        return [
+            Section(
+                "Melanomas that rank lowest",
+                "Melanomas, the lowest probability first: no threshold of this model is known.",
+                "This set has no known melanoma.",
+                cards(chosen.missed),
+                chosen.n_missed,
+            ),
+            Section(
+                "Other images that rank highest",
+                "Images that are known not to be melanoma, the highest probability first.",
+                "This set has no image that is known not to be melanoma.",
+                cards(chosen.false_alarms),
+                chosen.n_false_alarms,
+            ),
+            _sample(cards(chosen.sample), metrics.n),
+        ]
     return [
         Section(
             "Missed melanomas",
@@ -89,20 +108,19 @@ def sections(predictions: pd.DataFrame, metrics: Metrics, pictures: Mapping[str,
             cards(chosen.false_alarms),
             chosen.n_false_alarms,
         ),
-        Section(
-            "A random sample",
-            "Drawn blindly from all images of this set, right and wrong answers.",
-            "",
-            cards(chosen.sample),
-            metrics.n,
-        ),
+        _sample(cards(chosen.sample), metrics.n),
     ]
+
+
+def _sample(cards: list[Card], out_of: int) -> Section:
+    note = "Drawn blindly from all images of this set, right and wrong answers."
+    return Section("A random sample", note, "", cards, out_of)
 
 
 def _select(predictions: pd.DataFrame, seed: int) -> _Selection:
     score = predictions["p_melanoma"].to_numpy(dtype=np.float64)
-    raised = score >= predictions["threshold"].to_numpy(dtype=np.float64)
     melanoma = melanoma_side(predictions)
+    raised = melanoma.no if (threshold := frozen_threshold(predictions)) is None else score >= threshold
     by_uri = np.argsort(predictions["uri"].to_numpy(dtype=object), kind="stable")
     rising = by_uri[np.argsort(score[by_uri], kind="stable")]
     missed = rising[(melanoma.yes & ~raised)[rising]]
@@ -125,7 +143,7 @@ def _card(row: pd.Series, probability: np.ndarray, classes: tuple[str, ...], pic
         picture=image_uri(pictures.get(row["uri"], b"")),
         top=[(classes[place], float(probability[place])) for place in best],
         p_melanoma=float(row["p_melanoma"]),
-        alert_level=row["alert_level"],
+        alert_level=row.get("alert_level"),
     )
 
 

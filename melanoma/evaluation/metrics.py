@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from melanoma import taxonomy
 from melanoma.evaluation.calibration import at_prevalence
 from melanoma.evaluation.comparison import Comparison
 from melanoma.evaluation.decision import (
@@ -23,6 +24,7 @@ from melanoma.evaluation.decision import (
 )
 from melanoma.evaluation.intervals import (
     RESAMPLES,
+    UNDEFINED,
     Bools,
     Estimate,
     Floats,
@@ -38,9 +40,11 @@ from melanoma.evaluation.predictions import (
     class_probabilities,
     classes_of,
     floats,
+    frozen_threshold,
     group_codes,
     malignant_side,
     melanoma_side,
+    most_probable,
     true_class,
 )
 from melanoma.evaluation.stability import Stability
@@ -56,6 +60,9 @@ class AtLevel:
 
     sensitivity: Estimate
     specificity: Estimate
+
+
+_NOTHING_RAISED = AtLevel(UNDEFINED, UNDEFINED)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,8 @@ class Metrics:
     can still be a wrong answer.
 
     An image whose label leaves a question open counts in no figure that asks it: one of the label "malignant" neither
-    as melanoma nor as none, nor for any class; one of "AK|SCC" neither as malignant nor as none.
+    as melanoma nor as none, nor for any class; one of "AK|SCC" neither as malignant nor as none. What a model does not
+    tell, such as classes where it gives a probability of melanoma alone, is not measured.
     """
 
     n: int
@@ -102,9 +110,9 @@ class Metrics:
     n_malignant_unknown: int
     n_class_unknown: int  # images whose label is coarser than a class, see `melanoma.taxonomy.is_class`
     n_groups: int
-    classes: list[str]
+    classes: list[str]  # empty where the model tells none
     class_counts: dict[str, int]
-    threshold: float
+    threshold: float | None  # None: the model is known to have none, and what is raised is not measured
     majority_class_accuracy: float | None  # None where no label names a class
     accuracy: Estimate
     # Melanoma against the rest, by ``p_melanoma >= threshold``.
@@ -140,6 +148,7 @@ class Metrics:
     outliers: list[OutlierRate] | None = None
     comparison: Comparison | None = None
     leak_warning: str | None  # null in the file where there is no leak
+    notes: list[str] | None = None  # what is not known of this model, in sentences
 
     def to_json(self) -> dict[str, Any]:
         """Plain Python values without NaN, ready for strict JSON."""
@@ -189,15 +198,15 @@ def compute_metrics(
     check_measurable(predictions)
     # In falling order of score: the last digits of sums do not depend on the order of the rows.
     predictions = predictions.iloc[np.argsort(-floats(predictions, "p_melanoma"), kind="stable")]
-    classes = classes_of(predictions)
-    melanoma, malignant = melanoma_side(predictions), malignant_side(predictions)
+    classes, melanoma, malignant = classes_of(predictions), melanoma_side(predictions), malignant_side(predictions)
     group, n_groups = group_codes(predictions)
     classed = (truth := true_class(predictions, classes)) >= 0
-    right = (answer := class_probabilities(predictions, classes).argmax(axis=1)) == truth
+    right = (answer := most_probable(class_probabilities(predictions, classes))[0]) == truth
     class_counts = {c: int((truth == i).sum()) for i, c in enumerate(classes)}
     raised = _raised(predictions)
     levels = {level: _at_level(melanoma, images, group) for level, images in raised.items()}
-    of_malignant = _at_level(malignant, raised["review"], group)
+    review = levels.get("review", _NOTHING_RAISED)
+    of_malignant = _at_level(malignant, raised["review"], group) if raised else _NOTHING_RAISED
     figures: dict[str, Any] = dict(_bootstrapped(predictions, seed, resamples))  # fields of Metrics
     return Metrics(
         n=len(predictions),
@@ -205,15 +214,15 @@ def compute_metrics(
         n_melanoma_unknown=int((~melanoma.known).sum()),
         n_malignant=int(malignant.yes.sum()),
         n_malignant_unknown=int((~malignant.known).sum()),
-        n_class_unknown=int((~classed).sum()),
+        n_class_unknown=sum(not taxonomy.is_class(label) for label in predictions["label"]),
         n_groups=n_groups,
         classes=list(classes),
         class_counts=class_counts,
-        threshold=float(predictions["threshold"].iloc[0]),
+        threshold=frozen_threshold(predictions),
         majority_class_accuracy=max(class_counts.values()) / int(classed.sum()) if classed.any() else None,
         accuracy=proportion(right[classed], group[classed]),
-        sensitivity=levels["review"].sensitivity,
-        specificity=levels["review"].specificity,
+        sensitivity=review.sensitivity,
+        specificity=review.specificity,
         malignant_sensitivity=of_malignant.sensitivity,
         malignant_specificity=of_malignant.specificity,
         **figures,
@@ -234,8 +243,10 @@ def _decision_curve(known: pd.DataFrame, seed: int, resamples: int) -> DecisionC
 
 
 def _raised(predictions: pd.DataFrame) -> dict[str, Bools]:
-    """Which images are raised, bool [n], by alert level; urgent only where the table says it."""
-    raised = {"review": floats(predictions, "p_melanoma") >= floats(predictions, "threshold")}
+    """Which images are raised, bool [n], by alert level; urgent only where the table says it; {} without one."""
+    if (threshold := frozen_threshold(predictions)) is None:
+        return {}
+    raised = {"review": floats(predictions, "p_melanoma") >= threshold}
     if "alert_level" in predictions:
         raised["urgent"] = (predictions["alert_level"] == "urgent").to_numpy(dtype=bool)
     return raised
@@ -266,11 +277,12 @@ def _bootstrapped(predictions: pd.DataFrame, seed: int, resamples: int) -> dict[
 def _at_prevalences(predictions: pd.DataFrame, raised: dict[str, Bools], stated: float | None) -> list[AtPrevalence]:
     """`raised`: which images are raised, by alert level; `stated`: a prevalence that was asked for."""
     side, (group, _) = melanoma_side(predictions), group_codes(predictions)
-    if not (side.yes.any() and side.no.any()):
+    threshold = frozen_threshold(predictions)
+    if threshold is None or not (side.yes.any() and side.no.any()):
         return []
     melanoma, group = side.yes[side.known], group[side.known]
     raised = {level: images[side.known] for level, images in raised.items()}
-    threshold, of_set = float(predictions["threshold"].iloc[0]), float(melanoma.mean())
+    of_set = float(melanoma.mean())
     wanted = [
         ("of this set", of_set),
         *([("as stated", stated)] if stated else []),

@@ -1,7 +1,8 @@
 """The table of predictions that an evaluation measures: one row an image.
 
 Its columns: `uri`, `image_id`, `group_id`, `label` (never null), `p_AK` ... `p_VASC` (sum 1), `p_melanoma` and
-`threshold` (one value in all rows); where the urgent level is measured too, `alert_level`.
+`threshold` (one value in all rows; NaN: none is known); where the urgent level is measured too, `alert_level`. A model
+that gives nothing but a probability of melanoma has no `p_AK` ... `p_VASC`, and no figure of classes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -47,15 +48,31 @@ def malignant_side(predictions: pd.DataFrame) -> Side:
 
 
 def p_malignant(predictions: pd.DataFrame) -> Floats:
-    """float64 [n]: the probability of all that is malignant."""
+    """float64 [n]: the probability of all that is malignant; that of melanoma where the model gives no other."""
+    if not tells_classes(predictions):
+        return floats(predictions, "p_melanoma")
     return np.asarray(sum(floats(predictions, f"p_{code}") for code in taxonomy.MALIGNANT))
+
+
+def tells_classes(predictions: pd.DataFrame) -> bool:
+    """Whether there is a probability of each class, and not of melanoma alone."""
+    return f"p_{CODES[0]}" in predictions.columns
+
+
+def frozen_threshold(predictions: pd.DataFrame) -> float | None:
+    """The threshold of the alert level "review"; None where none is known."""
+    threshold = float(predictions["threshold"].iloc[0])
+    return None if np.isnan(threshold) else threshold
 
 
 def classes_of(predictions: pd.DataFrame) -> tuple[str, ...]:
     """All classes of the taxonomy, joined as this table's labels join them, such as ``"AK|SCC"``.
 
-    Labels that are coarser than a class, see `melanoma.taxonomy.is_class`, join nothing.
+    Labels that are coarser than a class, see `melanoma.taxonomy.is_class`, join nothing. None where the model tells no
+    class, see `tells_classes`.
     """
+    if not tells_classes(predictions):
+        return ()
     return merged_classes(label for label in predictions["label"].unique() if taxonomy.is_class(label))
 
 
@@ -63,14 +80,24 @@ def true_class(predictions: pd.DataFrame, classes: tuple[str, ...]) -> Ints:
     """int [n]: the index in `classes` (from `classes_of`) of each label; -1 where it names none."""
     index = {code: i for i, joined in enumerate(classes) for code in codes_of(joined)}
     of_label = {
-        label: index[codes_of(label)[0]] if taxonomy.is_class(label) else -1 for label in predictions["label"].unique()
+        label: index.get(codes_of(label)[0], -1) if taxonomy.is_class(label) else -1
+        for label in predictions["label"].unique()
     }
     return np.array([of_label[label] for label in predictions["label"]], dtype=np.intp)
 
 
 def class_probabilities(predictions: pd.DataFrame, classes: tuple[str, ...]) -> Floats:
     """float64 [n, len(classes)]: the probability of each class, summed over the codes that it joins."""
+    if not classes:
+        return np.empty((len(predictions), 0))
     return np.stack([sum(floats(predictions, f"p_{code}") for code in codes_of(c)) for c in classes], axis=1)
+
+
+def most_probable(probability: Floats) -> tuple[Ints, Floats]:
+    """The answer of each row of `probability`, float [n, classes], and its probability; -1 and 0 without classes."""
+    if not probability.shape[1]:
+        return np.full(len(probability), -1, dtype=np.intp), np.zeros(len(probability))
+    return probability.argmax(axis=1), probability.max(axis=1)
 
 
 def floats(predictions: pd.DataFrame, column: str) -> Floats:
@@ -86,13 +113,15 @@ def group_codes(predictions: pd.DataFrame) -> tuple[Ints, int]:
 
 
 def check_measurable(predictions: pd.DataFrame) -> None:
-    """Raises ValueError for an empty table, labels that say nothing that can be measured, a probability or threshold
-    that is not finite, and several thresholds."""
+    """Raises ValueError for an empty table, labels that say nothing that can be measured, a probability that is not
+    finite, an infinite threshold, and several thresholds."""
     if predictions.empty:
         raise ValueError("there are no predictions to evaluate: check the split and the labels of the catalog")
     if unclear := unmeasurable(predictions["label"].unique()):
         raise ValueError(unclear)
-    columns = ["p_melanoma", "threshold", *(f"p_{code}" for code in CODES)]
+    classes = [f"p_{code}" for code in CODES] if tells_classes(predictions) else []
+    known = ["threshold"] if predictions["threshold"].notna().any() else []
+    columns = ["p_melanoma", *known, *classes]
     finite = np.isfinite(predictions[columns].to_numpy(dtype=np.float64))
     if not finite.all():
         row, column = np.argwhere(~finite)[0]

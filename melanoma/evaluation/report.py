@@ -16,13 +16,21 @@ from melanoma.evaluation.figures import (
     confusion_figure,
     decision_curve_figure,
     figure_png,
+    leaked_curves_figure,
     reliability_figure,
     roc_figure,
     subgroup_figure,
     training_curves_figure,
 )
 from melanoma.evaluation.metrics import Metrics
-from melanoma.evaluation.predictions import class_probabilities, group_codes, melanoma_side, true_class
+from melanoma.evaluation.predictions import (
+    class_probabilities,
+    group_codes,
+    melanoma_side,
+    most_probable,
+    true_class,
+)
+from melanoma.evaluation.published import PUBLISHED
 from melanoma.evaluation.subgroups import UNKNOWN, ColumnCounts
 from melanoma.pages import templates
 from melanoma.taxonomy import CODES, MELANOMA, codes_of
@@ -96,7 +104,8 @@ def _figures(predictions: pd.DataFrame, metrics: Metrics, details: Details) -> d
     truth = true_class(predictions, classes)
     classed = truth >= 0
     probability = class_probabilities(predictions, classes)[classed]
-    right = probability.argmax(axis=1) == truth[classed]
+    answer, confidence = most_probable(probability)
+    right = answer == truth[classed]
     melanoma = melanoma_side(predictions)
     p_melanoma = predictions["p_melanoma"].to_numpy(dtype=np.float64)
     group, _ = group_codes(predictions)
@@ -104,7 +113,7 @@ def _figures(predictions: pd.DataFrame, metrics: Metrics, details: Details) -> d
     if classed.any():
         figures["confusion"] = confusion_figure(metrics)
         figures["reliability"] = reliability_figure(
-            probability.max(axis=1), right, group[classed], "probability of the answer", "share of right answers"
+            confidence, right, group[classed], "probability of the answer", "share of right answers"
         )
     if melanoma.known.any():
         known = melanoma.known
@@ -119,6 +128,10 @@ def _figures(predictions: pd.DataFrame, metrics: Metrics, details: Details) -> d
         figures["class_distribution"] = class_distribution_figure(details.class_distribution)
     if any(member["history"] for member in details.members):
         figures["training_curves"] = training_curves_figure(details.members)
+    if details.leaked_twin and details.leaked_twin.get("leaked_history"):
+        honest = details.members[0]["history"]
+        validation = [each.validation for each in PUBLISHED]
+        figures["leaked_curves"] = leaked_curves_figure(details.leaked_twin["leaked_history"], honest, validation)
     return {name: figure_png(figure) for name, figure in figures.items()}
 
 
@@ -192,6 +205,7 @@ def _model(metrics: Metrics, details: Details) -> dict[str, Any]:
     return {
         "thresholds": {name: value for name, value in details.thresholds.items() if not isinstance(value, Mapping)},
         "exhibit": _exhibit(metrics, details),
+        "published": PUBLISHED,
         "trained_labels": sorted(trained, key=lambda label: (CODES.index(codes_of(label)[0]), label)),
         "training_gap": wording.training_gap(details.class_counts),
         "trained_images": sum(row["images"] for row in details.class_distribution or []),
@@ -227,7 +241,7 @@ def _contents(metrics: Metrics, details: Details) -> dict[str, str]:
         "result": "Result",
         "tested": "On whom",
         "measures": "All measures",
-        "classes": "Class by class",
+        **({"classes": "Class by class"} if metrics.classes else {}),
         "melanoma": "Melanoma, calibration",
         "alerts": "Alerts",
         **({"subgroups": "Subgroups"} if metrics.subgroups is not None else {}),

@@ -1,7 +1,9 @@
-"""Evaluate a bundle on a split of a catalog: locate, fetch, decode, predict, measure, report."""
+"""Evaluate a bundle on a split of a catalog: locate, fetch, decode, predict, measure, report.
+
+Another model's probabilities, which come in a table, are measured and reported likewise.
+"""
 
 import dataclasses
-import datetime
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,21 +22,25 @@ from melanoma import storage
 from melanoma.catalog import groups, schema
 from melanoma.catalog.seen import leak_warning
 from melanoma.errors import InputError, MelanomaError
-from melanoma.evaluation import stability, subgroups
+from melanoma.evaluation import other_model, stability, subgroups, wording
 from melanoma.evaluation.comparison import Comparison, compare
 from melanoma.evaluation.config import EvaluateConfig
+from melanoma.evaluation.details import details_of_bundle, details_of_table
 from melanoma.evaluation.gallery import select_pictures
 from melanoma.evaluation.metrics import Metrics, compute_metrics, top_of_patient
+from melanoma.evaluation.operating_point import choose_thresholds
+from melanoma.evaluation.other_model import OtherModel
 from melanoma.evaluation.outlier_rates import outlier_rates
-from melanoma.evaluation.predictions import floats, group_codes, melanoma_side, unmeasurable
+from melanoma.evaluation.predictions import floats, group_codes, melanoma_side, tells_classes, unmeasurable
 from melanoma.evaluation.report import Details, write_report
 from melanoma.imaging import load
 from melanoma.imaging.errors import ImageError
 from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.model.bundle import Bundle
 from melanoma.model.bundle import load as load_bundle
+from melanoma.model.manifest import Thresholds
 from melanoma.model.predictor import Predictor
-from melanoma.version import program_version
+from melanoma.model.triage import alert_levels
 
 _READ_AT_ONCE = 8  # images
 _BATCH = 64
@@ -54,20 +60,46 @@ class Evaluation:
 
 def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: None) -> Evaluation:
     """Evaluate and write the report to `config.out`, a folder or an s3:// prefix. `say` is given one line a step."""
-    bundle = load_bundle(config.bundle)
+    model = load_bundle(config.bundle) if config.bundle else other_model.read(str(config.predictions))
     against = load_bundle(config.against) if config.against else None
     frame = schema.read(config.catalog)
     # What can be refused is refused before anything is predicted.
     rows = _rows(frame, config.split, config.catalog, config.sources)
     _columns_to_measure_by(rows, config.by, config.catalog)
+    if isinstance(model, OtherModel):
+        other_model.of_rows(model, frame, rows, config.allow_missing)
     storage.check_writable(config.out)
+    if isinstance(model, OtherModel):
+        evaluation = evaluate_table(config, model, frame, against, say)
+    else:
+        evaluation = _evaluate_bundle(config, model, frame, against, say)
+    for name, data in evaluation.files.items():
+        try:
+            storage.write_bytes(storage.join(storage.normalize(config.out), name), data)
+        except OSError as error:
+            raise InputError(f"The report cannot be written to {config.out}: {error}") from None
+    return evaluation
+
+
+def _evaluate_bundle(
+    config: EvaluateConfig, bundle: Bundle, frame: pd.DataFrame, against: Bundle | None, say: Callable[[str], None]
+) -> Evaluation:
+    """`evaluate_frame`, with the pictures that are no dermoscopy.
+
+    Args:
+        config: The evaluation.
+        bundle: The model.
+        frame: The catalog.
+        against: A bundle to compare with.
+        say: Is given one line a step.
+    """
     folders = [storage.normalize(uri) for uri in config.others]
     names = [storage.name(folder) for folder in folders]
     others = {
         name if names.count(name) == 1 else folder: _pictures_of(folder, bundle.input_size, config.seed, say)
         for name, folder in zip(names, folders, strict=True)
     }
-    evaluation = evaluate_frame(
+    return evaluate_frame(
         bundle,
         frame,
         config.split,
@@ -81,12 +113,71 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: N
         others=others,
         say=say,
     )
-    for name, data in evaluation.files.items():
-        try:
-            storage.write_bytes(storage.join(storage.normalize(config.out), name), data)
-        except OSError as error:
-            raise InputError(f"The report cannot be written to {config.out}: {error}") from None
-    return evaluation
+
+
+def evaluate_table(
+    config: EvaluateConfig,
+    other: OtherModel,
+    frame: pd.DataFrame,
+    against: Bundle | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """Measure another model's probabilities as a bundle's are measured.
+
+    Nothing changes the images, and nothing scores them as outliers: the model is not there to be asked.
+
+    Args:
+        config: Which images are measured by what, and how thresholds are chosen.
+        other: The model's table.
+        frame: The catalog, see `melanoma.catalog.schema`.
+        against: A bundle to compare with on the same images.
+        say: Is given one line a step.
+
+    Returns:
+        The metrics, and the files of the report.
+
+    Raises:
+        InputError: The table and the catalog do not go together.
+    """
+    rows = _rows(frame, config.split, config.catalog, config.sources)
+    rows, predictions, notes = other_model.of_rows(other, frame, rows, config.allow_missing)
+    thresholds = _thresholds(config, other, frame) if config.thresholds_from else None
+    if thresholds:
+        levels = alert_levels(floats(predictions, "p_melanoma"), thresholds.review, thresholds.urgent)
+        predictions = predictions.assign(threshold=thresholds.review, alert_level=levels)
+    say(f"Measuring the predictions of {len(rows)} images of the split {config.split!r}.")
+    columns = _columns_to_measure_by(rows, config.by, config.catalog)
+    metrics = _measure(predictions, rows, columns, config.seed, config.prevalence)
+    notes = [*other.notes, *notes, *wording.unknown_of_other(tells_classes(predictions), thresholds is not None)]
+    metrics = dataclasses.replace(metrics, notes=notes)
+    if against is not None:
+        say(f"Predicting them with the model {against.version}.")
+        its, _ = _predictions(Predictor(against), rows, np.empty(0, dtype=np.intp))
+        its = its.assign(label=predictions["label"])
+        comparison = _comparison(against, predictions, its, rows, config.seed)
+        metrics = dataclasses.replace(metrics, comparison=comparison)
+    pictures = {uri: _picture(uri) for uri in select_pictures(predictions, config.seed)}
+    details = details_of_table(config, other, frame, rows, thresholds)
+    return Evaluation(metrics, _report_files(predictions, metrics, pictures, details))
+
+
+def _thresholds(config: EvaluateConfig, other: OtherModel, frame: pd.DataFrame) -> Thresholds:
+    """Those of another model, chosen on a split as a training chooses a bundle's by default."""
+    rows = _rows(frame, str(config.thresholds_from), config.catalog, None)
+    _, predictions, _ = other_model.of_rows(other, frame, rows, config.allow_missing)
+    try:
+        chosen = choose_thresholds(
+            predictions["label"].tolist(),
+            floats(predictions, "p_melanoma"),
+            predictions["group_id"].to_numpy(dtype=object),
+            sensitivity=0.95,
+            bound="observed",
+            urgent_specificity=0.95,
+        )
+    except ValueError as error:
+        raise InputError(f"No threshold can be chosen on the split {config.thresholds_from!r}: {error}.") from None
+    where = f"on the {config.thresholds_from} split"
+    return chosen.model_copy(update={"chosen": (chosen.chosen or "").replace("on the validation split", where)})
 
 
 def _rows(frame: pd.DataFrame, split: str, catalog: str, sources: Sequence[str] | None) -> pd.DataFrame:
@@ -174,7 +265,7 @@ def evaluate_frame(
         metrics = dataclasses.replace(metrics, comparison=_comparison(against, predictions, other, rows, seed))
     metrics = dataclasses.replace(metrics, leak_warning=leak_warning(bundle.training_images, rows))
     pictures = {uri: _picture(uri) for uri in select_pictures(predictions, seed)} if show_images else None
-    details = _details(bundle, frame, rows, split, catalog, metrics.leak_warning)
+    details = details_of_bundle(bundle, frame, rows, split, catalog, metrics.leak_warning)
     return Evaluation(metrics, _report_files(predictions, metrics, pictures, details))
 
 
@@ -326,54 +417,3 @@ def _picture(uri: str) -> bytes:
     if picture := load.picture(uri, _PICTURE_SIZE):
         picture.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-
-
-def _details(
-    bundle: Bundle, frame: pd.DataFrame, rows: pd.DataFrame, split: str, catalog: str, leak: str | None
-) -> Details:
-    manifest = bundle.manifest
-    training = manifest.training
-    point = manifest.thresholds.operating_point
-    return Details(
-        title="Evaluation of a melanoma model",
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        # A report inside a bundle cannot name the version that is derived from it.
-        model_version=bundle.version if manifest.metrics else "the bundle that holds this report",
-        bundle_created=manifest.created or "unknown",
-        code_version=program_version(),
-        classes=manifest.classes,
-        thresholds=manifest.thresholds.to_json(),
-        operating_point=point.to_json() if point else None,
-        training=_training_in_words(bundle),
-        members=[member.to_json() for member in training.members],
-        class_counts=training.class_counts,
-        source_counts=training.source_counts,
-        class_distribution=(training.class_distribution or {}).get("rows"),
-        leaked_twin=training.leaked_twin,
-        versions=manifest.versions,
-        fingerprints={
-            "Fingerprint of the training catalog": training.catalog_fingerprint or "unknown",
-            "Fingerprint of this catalog": schema.fingerprint(frame),
-            **{f"sha256 of {name}": sha256 for name, sha256 in sorted(manifest.files.items()) if "/" not in name},
-        },
-        catalog=storage.name(storage.normalize(catalog)),
-        sources=", ".join(sorted(set(rows["source"]))),
-        split=split,
-        split_fingerprint=schema.fingerprint(frame),
-        labels_changed=int(rows["changes"].notna().sum()),
-        leak_warning=leak,
-    )
-
-
-def _training_in_words(bundle: Bundle) -> dict[str, str]:
-    training, size = bundle.manifest.training, bundle.input_size
-    network = training.config["network"]
-    best = ", ".join(f"{member.best_epoch} of {len(member.history)}" for member in training.members)
-    return {
-        "network": f"{network['name']}, width {network['width']}",
-        "members": str(len(training.members)),
-        "image size": f"{size} x {size} pixels, whole frame squashed",
-        "images": ", ".join(f"{sum(counts.values())} {name}" for name, counts in training.class_counts.items()),
-        "best epoch": best,
-        "temperature": f"{bundle.manifest.calibration.temperature:.3f}, fitted on validation",
-    }

@@ -19,7 +19,15 @@ from melanoma.evaluation.intervals import (
     percentile_interval,
     proportion,
 )
-from melanoma.evaluation.predictions import Side, floats, group_codes, malignant_side, melanoma_side, p_malignant
+from melanoma.evaluation.predictions import (
+    Side,
+    floats,
+    frozen_threshold,
+    group_codes,
+    malignant_side,
+    melanoma_side,
+    p_malignant,
+)
 from melanoma.evaluation.roc import area_under_roc, roc_of_sorted, tie_ends
 from melanoma.evaluation.weighted_figures import groups_of_each_side
 
@@ -98,22 +106,37 @@ def subgroups(
 def _figures(predictions: pd.DataFrame, name: str, chosen: Bools, seed: int, resamples: int) -> GroupFigures:
     predictions = predictions[chosen]
     melanoma, score = melanoma_side(predictions), floats(predictions, "p_melanoma")
-    raised = score >= floats(predictions, "threshold")
     group, _ = group_codes(predictions)
+    sensitivity = specificity = UNDEFINED
+    if (threshold := frozen_threshold(predictions)) is not None:
+        raised = score >= threshold
+        sensitivity = proportion(raised[melanoma.yes], group[melanoma.yes])
+        specificity = proportion(~raised[melanoma.no], group[melanoma.no])
     known = melanoma.known
     return GroupFigures(
         **asdict(_count(name, predictions)),
-        sensitivity=proportion(raised[melanoma.yes], group[melanoma.yes]),
-        specificity=proportion(~raised[melanoma.no], group[melanoma.no]),
-        melanoma_auc=_auc(melanoma, score, group, seed, resamples),
+        sensitivity=sensitivity,
+        specificity=specificity,
+        melanoma_auc=auc(melanoma, score, group, seed, resamples),
         mean_p_melanoma=float(score[known].mean()) if known.any() else None,
         share_of_melanoma=proportion(melanoma.yes[known], group[known]),
-        malignant_auc=_auc(malignant_side(predictions), p_malignant(predictions), group, seed, resamples),
+        malignant_auc=auc(malignant_side(predictions), p_malignant(predictions), group, seed, resamples),
     )
 
 
-def _auc(side: Side, score: Floats, group: Ints, seed: int, resamples: int) -> Estimate:
-    """The area under the ROC curve of the images whose side is known."""
+def auc(side: Side, score: Floats, group: Ints, seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """The area under the ROC curve of the images whose side is known, with its interval.
+
+    Args:
+        side: Which images are positive.
+        score: float [n], the higher the likelier.
+        group: int [n], which images belong together.
+        seed: Seed of the bootstrap.
+        resamples: How often the bootstrap draws.
+
+    Returns:
+        The area, undefined without images of both sides.
+    """
     rows = np.flatnonzero(side.known)
     rows = rows[np.argsort(-score[rows], kind="stable")]
     if not len(rows):

@@ -23,6 +23,7 @@ from melanoma.evaluation.predictions import (
     group_codes,
     malignant_side,
     melanoma_side,
+    most_probable,
     p_malignant,
     true_class,
 )
@@ -56,8 +57,8 @@ def weighted_figures(predictions: pd.DataFrame) -> Callable[[Floats], Floats]:
     truth = true_class(predictions, classes)
     classed = truth >= 0
     truth, probability = truth[classed], class_probabilities(predictions, classes)[classed]
-    right = probability.argmax(axis=1) == truth
-    confidence = probability.max(axis=1)
+    answer, confidence = most_probable(probability)
+    right = answer == truth
     calibration_bin = bin_of(confidence)
     score = floats(predictions, "p_melanoma")
     melanoma, odds = melanoma_side(predictions), log_odds(score)

@@ -98,6 +98,9 @@ METHODS = {  # how an interval was made, by its `method`
 }
 
 
+_NO_THRESHOLD = "No threshold of this model is known, so what it would raise is not measured."
+
+
 def percent(share: float) -> str:
     """``0.875`` gives "88%"; never "0%" or "100%" for what is not quite that."""
     text = f"{share:.0%}"
@@ -122,7 +125,7 @@ def value_text(value: Any) -> str:
 
 
 def left_out(metrics: Mapping[str, Any]) -> list[str]:
-    """A sentence for each question that labels of a set leave open, from the counts of its metrics.json.
+    """A sentence for each question that labels of a set leave open, from the counts of its metrics.json, and its notes.
 
     None for a metrics.json of an earlier version, which has no such labels.
     """
@@ -141,6 +144,23 @@ def left_out(metrics: Mapping[str, Any]) -> list[str]:
             f"{_of_images(unknown)} which diagnosis {_they(unknown)}: left out of accuracy, recall and the confusion "
             "matrix."
         )
+    return [*sentences, *(metrics.get("notes") or [])]
+
+
+def unknown_of_other(has_classes: bool, has_threshold: bool) -> list[str]:
+    """What is not known of a model of which there is nothing but a table of probabilities, in sentences."""
+    sentences = [
+        "Which images this model was trained on is not known: neither is whether they are among those measured here."
+    ]
+    if not has_classes:
+        sentences.append(
+            "The table has one probability an image: no class is measured, and what is malignant is ranked by it, too."
+        )
+    if not has_threshold:
+        sentences.append(
+            "No threshold of this model is known: what it raises (sensitivity, specificity, alerts) is not measured; "
+            "--thresholds-from validation chooses one on another split of the catalog."
+        )
     return sentences
 
 
@@ -156,20 +176,25 @@ def headlines(metrics: Metrics) -> list[tuple[str, str, str]]:
     """Title, figure and sentence of the most important results; of what is malignant only where labels need it."""
     unknown = metrics.n_melanoma_unknown
     n_other = metrics.n - metrics.n_melanoma - unknown
+    has_threshold = metrics.threshold is not None
     of_melanomas = "No image of this set is known as melanoma" if unknown else "This set has no melanoma"
     of_melanomas += ": sensitivity cannot be measured."
     if metrics.n_melanoma:
-        of_melanomas = _raised(metrics.sensitivity, metrics.n_melanoma, "melanoma")
+        of_melanomas = _raised(metrics.sensitivity, metrics.n_melanoma, "melanoma") if has_threshold else _NO_THRESHOLD
     of_others = "This set has nothing but melanoma: specificity cannot be measured."
     if n_other:
-        of_others = _raised(metrics.specificity, n_other, "image", " without melanoma", raised="not raised")
+        of_others = _NO_THRESHOLD
+        if has_threshold:
+            of_others = _raised(metrics.specificity, n_other, "image", " without melanoma", raised="not raised")
     found = [
         ("Melanomas raised (sensitivity)", _figure(metrics.sensitivity), of_melanomas),
         ("Others left alone (specificity)", _figure(metrics.specificity), of_others),
         ("Ranking of melanoma (AUC)", *_ranking("melanoma", metrics.melanoma_auc)),
     ]
-    if unknown:
+    if unknown and has_threshold:
         found += _malignant_headlines(metrics)
+    elif unknown:
+        found.append(("Ranking of what is malignant (AUC)", *_ranking("malignant image", metrics.malignant_auc)))
     return [*found, ("Right class (balanced accuracy)", _figure(metrics.balanced_accuracy), _of_classes(metrics))]
 
 
@@ -199,6 +224,8 @@ def _ranking(noun: str, auc: Estimate) -> tuple[str, str]:
 
 
 def _of_classes(metrics: Metrics) -> str:
+    if not metrics.classes:
+        return "This model tells no class but melanoma."
     if metrics.majority_class_accuracy is None:
         return "No label of this set names a diagnosis: whether the class is right cannot be measured."
     balanced, accuracy, n = metrics.balanced_accuracy, metrics.accuracy, metrics.n - metrics.n_class_unknown

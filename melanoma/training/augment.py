@@ -81,8 +81,8 @@ def _factor(strength: float) -> float:
     return math.exp(random.uniform(-strength, strength))  # noqa: S311
 
 
-_LUMA = np.array([0.299, 0.587, 0.114])
-_TO_YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+LUMA = np.array([0.299, 0.587, 0.114])
+TO_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
 class Colour(_Each):
@@ -121,10 +121,10 @@ class Colour(_Each):
         turn = math.radians(random.uniform(-self.hue, self.hue))  # noqa: S311
         rotation = np.array([[1, 0, 0], [0, math.cos(turn), -math.sin(turn)], [0, math.sin(turn), math.cos(turn)]])
         share = _factor(saturation)
-        saturated = share * np.eye(3) + (1 - share) * np.tile(_LUMA, (3, 1))
+        saturated = share * np.eye(3) + (1 - share) * np.tile(LUMA, (3, 1))
         lights = np.diag([_factor(light) for _ in range(3)])
         contrasted, exponent = _factor(contrast), _factor(gamma)
-        matrix = lights @ saturated @ np.linalg.inv(_TO_YIQ) @ rotation @ _TO_YIQ * (_factor(brightness) * contrasted)
+        matrix = lights @ saturated @ np.linalg.inv(TO_YIQ) @ rotation @ TO_YIQ * (_factor(brightness) * contrasted)
         rows = np.column_stack([matrix, np.full(3, 128 * (1 - contrasted))])
         image = image.convert("RGB", tuple(rows.ravel().tolist()))
         return image.point([round(255 * (level / 255) ** exponent) for level in range(256)] * 3) if gamma else image

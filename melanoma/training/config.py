@@ -7,12 +7,14 @@ from pydantic import ConfigDict, Field, model_validator
 from melanoma.config import LocalPlace, Model, Place, PlaceKind, Positive, Seed, Share
 
 BUILT_IN_NETWORKS = ("residual", "student")
+LITE_NETWORKS = ("EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2")  # of melanoma.training.lite
 
 
 class Network(Model):
     """A network of melanoma.training.networks, which says how to add one."""
 
-    # residual: this project's; student: the students'; or any of keras.applications, such as EfficientNetV2B0.
+    # residual: this project's; student: the students'; EfficientNetLite0, 1 or 2; or any of keras.applications, such as
+    # EfficientNetV2B0.
     name: str = "residual"
     width: Positive = 16  # residual, student: channels of the first stage; the later stages double it
     blocks: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)] = (2, 2, 2, 2)  # residual: of each stage
@@ -24,17 +26,26 @@ class Network(Model):
     dropout: Share = 0.3
     # The exponent of Shades of Gray, which makes the light of every picture grey (6 is usual); null: as it is.
     colour_constancy: Annotated[float, Field(ge=1, le=16)] | None = None
-    # keras.applications: null (from scratch), imagenet (downloaded by Keras), or a .weights.h5 or .keras file or URI of
-    # the same network without its top.
+    # EfficientNetLite, keras.applications: null (from scratch), imagenet (of EfficientNetLite from a package, the extra
+    # `pretrained`; of the others Keras downloads them), or a .weights.h5 or .keras file or URI of the same network
+    # without its top.
     weights: Annotated[str, PlaceKind(words=("imagenet",))] | None = None
-    # keras.applications: epochs in which only the new head learns, and the learning rate of all the epochs after.
+    # Likewise: epochs in which only the new head learns, and the learning rate of all the epochs after.
     frozen_epochs: Annotated[int, Field(ge=0)] = 0
     fine_tuning_rate: Annotated[float, Field(gt=0)] | None = None
+    # EfficientNetLite: the stem and so many of the first blocks learn nothing, weights and statistics.
+    frozen_blocks: Annotated[int, Field(ge=0)] = 0
+    # EfficientNetLite: the learning rate of a block as a share of that of the block after it; the head has it whole.
+    depth_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _of_applications(self) -> Self:
         if self.name in BUILT_IN_NETWORKS and (self.weights or self.frozen_epochs or self.fine_tuning_rate):
-            raise ValueError(f"weights, frozen_epochs and fine_tuning_rate are for keras.applications, not {self.name}")
+            raise ValueError(
+                f"weights, frozen_epochs and fine_tuning_rate are for pretrained networks, not {self.name}"
+            )
+        if self.name not in LITE_NETWORKS and (self.frozen_blocks or self.depth_decay < 1):
+            raise ValueError(f"frozen_blocks and depth_decay are for EfficientNetLite, not {self.name}")
         return self
 
 
@@ -137,6 +148,9 @@ class TrainConfig(Model):
     averaged_weights: Annotated[float, Field(gt=0, lt=1)] | None = None
     balance: Balance = Balance()
     augmentation: tuple[Augmentation, ...] = ()
+    # What does it: tasks of Ray Data, or TensorFlow operations on whole batches within the training, which are cheaper
+    # and know fewer operations: see melanoma.training.graph_augment.
+    augment_in: Literal["ray", "graph"] = "ray"
     # The validation figure whose best epoch is kept; "last" keeps the last epoch, whatever its figures.
     select_by: Literal["accuracy", "balanced_accuracy", "melanoma_auc", "malignant_auc", "last"] = "balanced_accuracy"
     # Stop when that figure has not risen for this number of epochs; null: all epochs are trained.
@@ -146,6 +160,8 @@ class TrainConfig(Model):
     # Over how many orientations of an image predictions are averaged: itself, mirrored, turned. Costs as many times.
     test_time_flips: Literal[1, 2, 4, 8] = 1
     operating_point: OperatingPoint = OperatingPoint()
+    # Store kernels in half precision, which halves the bundle's file; what is measured is the network of that file.
+    half_kernels: bool = False
     licence: str | None = None  # of the weights, for the model card
     # Whether the bundle's evaluation may name and show the images that it was measured on.
     show_images: bool = True

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from pydantic import ValidationError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
 from ray.util.queue import Empty, Queue
@@ -33,7 +34,7 @@ from melanoma.training.tracking import OnEpoch
 MAY_CHANGE = {
     *("run_name", "catalog", "out", "checkpoints", "leaked_twin"),
     *("workers", "cpus_per_worker", "use_gpu", "xla", "max_failures", "members", "test_time_flips", "operating_point"),
-    *("licence", "show_images"),
+    *("licence", "show_images", "half_kernels"),
 }
 
 
@@ -134,13 +135,22 @@ def claim_run_name(config: TrainConfig, name: str, data: TrainingData) -> None:
     try:
         if not storage.exists(uri):
             storage.write_json(uri, claim)
-        elif storage.read_json(uri) != claim:
+        elif _with_later_keys(storage.read_json(uri), config) != claim:
             raise InputError(
                 f"The run {name} in {config.checkpoints} was begun with another configuration or other images: choose "
                 "another run_name, or none, or another place for checkpoints."
             )
     except OSError as error:
         raise InputError(f"The checkpoints cannot be written to {config.checkpoints}: {error}") from None
+
+
+def _with_later_keys(claim: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """What an earlier version noted, with the keys that it did not know as they are by default, as it did."""
+    stands = {**config.model_dump(mode="json", include=MAY_CHANGE), **claim["config"]}
+    try:
+        return {**claim, "config": TrainConfig.model_validate(stands).model_dump(mode="json", exclude=MAY_CHANGE)}
+    except (ValidationError, LookupError, TypeError):  # of a later version, or no claim
+        return claim
 
 
 def _trainer(config: TrainConfig, name: str, data: TrainingData, progress: Queue) -> TensorflowTrainer:

@@ -113,11 +113,11 @@ class _Unhurried(ExecutionCallback):
 
 def training_batches(
     images: ray.ObjectRef, train: Split, config: TrainConfig, epochs: Iterable[int], rank: int, workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """This worker's part of every global batch of the epochs, in order.
 
-    Ray Data augments ahead of the training, in the plan's order. What a batch holds depends on the seed alone, and not
-    on how many workers or tasks there are.
+    What a batch holds depends on the seed alone, and not on how many workers or tasks there are. Where there is
+    something for Ray Data to augment, it does so ahead of the training, in the plan's order.
 
     Args:
         images: A reference to uint8 RGB [n, size, size, 3].
@@ -128,13 +128,9 @@ def training_batches(
         workers: How many there are.
 
     Yields:
-        pixels, uint8 RGB [b, size, size, 3]; the positions in `train` that they are, int64 [b]; and the shares of
-        mixup, float32 [b].
+        pixels, uint8 RGB [b, size, size, 3]; the positions in `train` that they are, int64 [b]; the shares of mixup,
+        float32 [b]; and the seeds of augmentation, uint32 [b], which Ray Data has used up.
     """
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [_Unhurried]
     parts = []
     for epoch in epochs:
         drawn = plan.epoch_indices(train.strata or train.labels, config.balance, config.batch_size, config.seed, epoch)
@@ -143,12 +139,32 @@ def training_batches(
         parts.append([plan.worker_part(part, rank, workers) for part in (drawn, seeds, shares)])
     if not parts:
         return
-    position, seed, share = (np.concatenate([part.ravel() for part in kind]) for kind in zip(*parts, strict=True))
-    dataset = _augmented(images, position, train.rows[position], seed, config.augmentation)
-    size = config.batch_size // workers
-    batches = dataset.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=4, drop_last=True)
-    for number, batch in enumerate(batches):
-        yield batch["pixels"], batch["position"], share[number * size : (number + 1) * size]
+    position, seed, share = (np.concatenate(kind) for kind in zip(*parts, strict=True))  # [steps, b]
+    if config.augmentation and config.augment_in == "ray":
+        pixels = _augmented_batches(images, train.rows, position, seed, config.augmentation)
+    else:
+        cache = ray.get(images)  # no copy: workers of one node share it
+        pixels = (cache[train.rows[step]] for step in position)
+    yield from zip(pixels, position, share, seed, strict=True)
+
+
+def _augmented_batches(
+    images: ray.ObjectRef,
+    rows: np.ndarray,
+    position: np.ndarray,
+    seed: np.ndarray,
+    augmentations: Sequence[Augmentation],
+) -> Iterator[np.ndarray]:
+    """uint8 RGB [b, size, size, 3] for each row of `seed` and `position` [steps, b], which are places in `rows`."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.custom_execution_callback_classes = [_Unhurried]
+    dataset = _augmented(images, position.ravel(), rows[position.ravel()], seed.ravel(), augmentations)
+    batches = dataset.iter_batches(
+        batch_size=position.shape[1], batch_format="numpy", prefetch_batches=4, drop_last=True
+    )
+    return (batch["pixels"] for batch in batches)
 
 
 @functools.cache

@@ -25,7 +25,8 @@ class Learner:
 def exchange(model: keras.Model, loss: Any, strategy: tf.distribute.Strategy) -> Any:
     """At the end of an epoch: the sum of the workers' `loss`; and the moving statistics, which each worker has of its
     own images, become their mean on all of them."""
-    statistics = [variable for variable in model.non_trainable_variables if variable.dtype == "float32"]
+    layers = list(_normalizations(model))
+    statistics = [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
 
     def on_replica() -> Any:
         context = tf.distribute.get_replica_context()

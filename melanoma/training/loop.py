@@ -27,10 +27,13 @@ from melanoma.model.keras_settings import keras
 from melanoma.training import networks, plan
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import Split
+from melanoma.training.graph_augment import GraphAugmentation
 from melanoma.training.input import training_batches
 from melanoma.training.learner import Learner, averaged, exchange, make_normalize
+from melanoma.training.optimizer import make_optimizer
 
-Step = Callable[[tuple[Any, Any, Any, Any]], Any]
+Batch = tuple[Any, Any, Any, Any, Any]
+Step = Callable[[Batch], Any]
 
 
 def label_loss(logits: Any, targets: Any, smoothing: float) -> Any:
@@ -44,43 +47,12 @@ def label_loss(logits: Any, targets: Any, smoothing: float) -> Any:
     return -(1.0 - smoothing) * of_label - smoothing * tf.reduce_mean(log_probabilities, axis=-1)
 
 
-class _HeadFirst(keras.optimizers.schedules.LearningRateSchedule):
-    """One rate while only the head learns, then the schedule of the rest."""
-
-    def __init__(self, head_steps: int, head_rate: float, rest: keras.optimizers.schedules.LearningRateSchedule):
-        self.head_steps, self.head_rate, self.rest = head_steps, head_rate, rest
-
-    def __call__(self, step: Any) -> Any:
-        later = tf.maximum(tf.cast(step, tf.int32) - self.head_steps, 0)
-        return tf.where(tf.cast(step, tf.int32) < self.head_steps, self.head_rate, self.rest(later))
-
-
-def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.Optimizer:
-    """The schedule is counted in steps, so that a resumed run is at the right rate; a warm-up is linear."""
-    head_steps = min(config.network.frozen_epochs, config.epochs - 1) * steps_per_epoch
-    total = config.epochs * steps_per_epoch - head_steps
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
-    highest = config.network.fine_tuning_rate or config.learning_rate
-    rate = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=highest / max(1, warmup) if warmup else highest,
-        decay_steps=total - warmup,
-        alpha=1.0 if config.schedule == "constant" else 0.0,  # the share of the rate that is left at the end
-        warmup_target=highest if warmup else None,
-        warmup_steps=warmup,
-    )
-    if head_steps:
-        rate = _HeadFirst(head_steps, config.learning_rate, rate)
-    if config.optimizer == "sgd":
-        return keras.optimizers.SGD(rate, weight_decay=config.weight_decay or None)
-    return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
-
-
 def make_step(learner: Learner, strategy: tf.distribute.Strategy, config: TrainConfig) -> Step:
-    """One optimizer step over the global batch; returns this worker's part of the mean weighted loss.
+    """One optimizer step over the global batch; returns this worker's parts of the mean weighted loss and accuracy.
 
     A replica's batch: images uint8 [n, size, size, 3], targets float32 [n, classes], weights float32 [n], and shares
     float32 [n] of mixup (Zhang et al. 2018, arXiv:1710.09412): by how much an image counts beside its neighbour in the
-    batch, with which it makes a pair.
+    batch, with which it makes a pair; and what augmentation in the graph draws, see `GraphAugmentation.draw`.
     """
     model, optimizer, averages = learner.model, learner.optimizer, learner.averages
     learned = list(model.trainable_variables)
@@ -98,11 +70,12 @@ def make_step(learner: Learner, strategy: tf.distribute.Strategy, config: TrainC
                 losses = shares * losses + (1.0 - shares) * others
             loss = tf.nn.compute_average_loss(losses, global_batch_size=config.batch_size)
         optimizer.apply(tape.gradient(loss, learned), learned)
-        return loss
+        right = _right(logits, targets, shares if config.mixup else None)
+        return tf.stack([loss, tf.nn.compute_average_loss(right, global_batch_size=config.batch_size)])
 
     @tf.function(reduce_retracing=True, jit_compile=config.xla)
-    def step(batch: tuple[Any, Any, Any, Any]) -> Any:
-        losses = strategy.run(on_replica, args=batch)
+    def learn(images: Any, targets: Any, weights: Any, shares: Any) -> Any:
+        losses = strategy.run(on_replica, args=(images, targets, weights, shares))
         if averages:
             # The first steps are forgotten sooner, or the random weights of the start would stay for long.
             count = tf.cast(optimizer.iterations.value, tf.float32)
@@ -113,7 +86,25 @@ def make_step(learner: Learner, strategy: tf.distribute.Strategy, config: TrainC
                 )
         return strategy.experimental_local_results(losses)[0]
 
+    # By itself, since XLA cannot compile it.
+    augment = tf.function(graph_augmentation(config))
+
+    def step(batch: Batch) -> Any:
+        images, *others, draws = batch
+        return learn(augment(images, draws), *others)
+
     return step
+
+
+def graph_augmentation(config: TrainConfig) -> GraphAugmentation:
+    """What is done to the batches of a training within its step."""
+    return GraphAugmentation(config.augmentation if config.augment_in == "graph" else ())
+
+
+def _right(logits: Any, targets: Any, shares: Any) -> Any:
+    """float32 [n]: 1 where the most probable class is one of the image's, of mixed ones of that which counts more."""
+    of_image = tf.where(shares[:, None] >= 0.5, targets, _neighbours(targets)) if shares is not None else targets
+    return tf.gather(of_image, tf.argmax(logits, axis=-1), axis=1, batch_dims=1)
 
 
 def _neighbours(values: Any) -> Any:
@@ -155,19 +146,21 @@ def run(settings: dict[str, Any]) -> None:
             break
         if step is None or epoch == config.network.frozen_epochs:
             if config.network.frozen_epochs:
-                learner.model.get_layer(networks.BACKBONE).trainable = epoch >= config.network.frozen_epochs
+                learns = epoch >= config.network.frozen_epochs
+                networks.let_backbone_learn(learner.model, config.network, learns)
             step = make_step(learner, strategy, config)
             normalize = make_normalize(learner.model, images, own_rows, strategy)
         began = time.monotonic()
-        total, waited = train_epoch(step, fed, steps)
-        total = float(exchange(learner.model, tf.constant(total), strategy))
+        totals, waited = train_epoch(step, fed, steps)
+        loss, accuracy = np.asarray(exchange(learner.model, tf.constant(totals), strategy)) / steps
         trained = time.monotonic() - began
         with averaged(learner, normalize) as kept:
             logits = validation_logits(predict, images, validation.rows, rank, workers, strategy)
         metrics = {
             "epoch": epoch + 1,
             "workers": workers,
-            "loss": total / steps,
+            "loss": float(loss),
+            "training_accuracy": float(accuracy),  # as the network was at each step, of augmented images
             **validation_metrics(logits, validation.labels),
             "images_per_second": steps * config.batch_size / trained,
             "input_wait_share": waited / trained,
@@ -214,7 +207,8 @@ def make_learner(
     """
     with strategy.scope():
         model = networks.build(config.network, config.image_size, config.seed, workers, config.precision, backbone)
-        optimizer = make_optimizer(config, steps_per_epoch)
+        shares = networks.learning_rate_shares(model, config.network)
+        optimizer = make_optimizer(config, steps_per_epoch, shares)
         optimizer.build(model.trainable_variables)
         averaged = model.trainable_variables if config.averaged_weights else []
         averages = [(variable, tf.Variable(variable.value, trainable=False)) for variable in averaged]
@@ -223,7 +217,7 @@ def make_learner(
 
 def feed(
     images: ray.ObjectRef, train: Split, config: TrainConfig, epochs: range, rank: int, workers: int
-) -> Iterator[tuple[Any, Any, Any, Any]]:
+) -> Iterator[Batch]:
     """This worker's part of every batch of the epochs, as tensors.
 
     Args:
@@ -239,10 +233,11 @@ def feed(
     """
     targets, weights = plan.targets(train.labels), plan.loss_weights(train.strata or train.labels, config.balance)
     batches = training_batches(images, train, config, epochs, rank, workers)
+    chain = graph_augmentation(config)
 
     def generate() -> Iterator[tuple[np.ndarray, ...]]:
-        for pixels, position, share in batches:
-            yield pixels, targets[position], weights[position], share
+        for pixels, position, share, seeds in batches:
+            yield pixels, targets[position], weights[position], share, chain.draw(seeds)
 
     size, part = config.image_size, config.batch_size // workers
     # Not one of tf.distribute's datasets: those ask all workers, at every step, whether each of them has a batch.
@@ -253,13 +248,14 @@ def feed(
             tf.TensorSpec((part, targets.shape[1]), tf.float32),
             tf.TensorSpec((part,), tf.float32),
             tf.TensorSpec((part,), tf.float32),
+            tf.TensorSpec((part, chain.draw_count), tf.float32),
         ),
     )
     return iter(dataset.prefetch(2))
 
 
-def train_epoch(step: Step, fed: Iterator[tuple[Any, Any, Any, Any]], steps: int) -> tuple[float, float]:
-    """The sum of this worker's losses, and the seconds that it has waited for batches."""
+def train_epoch(step: Step, fed: Iterator[Batch], steps: int) -> tuple[np.ndarray, float]:
+    """The sums of what this worker's steps return, float64 [k], and the seconds that it has waited for batches."""
     waited = 0.0
     losses = []  # on the device: to fetch one is to wait for its step, and the device then for the next
     for _ in range(steps):
@@ -267,7 +263,8 @@ def train_epoch(step: Step, fed: Iterator[tuple[Any, Any, Any, Any]], steps: int
         batch = next(fed)
         waited += time.monotonic() - asked
         losses.append(step(batch))
-    return float(sum(np.asarray(tf.stack(losses)).tolist())), waited
+    # Of Python's floats, one after the other: the last bit, too, is that of every machine.
+    return np.array([sum(each) for each in np.asarray(tf.stack(losses)).reshape(steps, -1).T.tolist()]), waited
 
 
 def stopped_early(history: Sequence[dict[str, float]], config: TrainConfig) -> bool:

@@ -8,7 +8,10 @@ import pandas as pd
 
 from melanoma import taxonomy
 from melanoma.evaluation.metrics import compute_metrics
-from melanoma.model.manifest import Estimate, JsonModel
+from melanoma.evaluation.predictions import side
+from melanoma.evaluation.subgroups import auc
+from melanoma.evaluation.weighted_figures import groups_of_each_side
+from melanoma.model.manifest import Estimate, JsonModel, Thresholds
 
 
 class Figures(JsonModel):
@@ -43,6 +46,42 @@ def measure(probabilities: np.ndarray, labels: Sequence[str], groups: Sequence[s
         image_id="", group_id=list(groups), label=list(labels), threshold=0.5
     )
     return Figures.of(compute_metrics(table.assign(p_melanoma=table[f"p_{taxonomy.MELANOMA}"]), seed=seed).to_json())
+
+
+FEWEST = 10  # groups of melanoma, and of others, that tell whether anything was learned
+
+
+def learned_nothing(
+    probabilities: np.ndarray, labels: Sequence[str], groups: Sequence[str], thresholds: Thresholds, seed: int
+) -> str | None:
+    """Why a model is no better than chance on validation, in a sentence; None where it is, or too few images tell.
+
+    Args:
+        probabilities: float [n, classes] of validation, calibrated, in the order of `taxonomy.CODES`.
+        labels: The label of each image.
+        groups: The group of each image.
+        thresholds: Those that were chosen on these images.
+        seed: Decides the draws of the interval.
+    """
+    melanoma = side(labels, taxonomy.melanoma_of)
+    aim = melanoma if melanoma.yes.any() else side(labels, taxonomy.malignant_of)
+    codes = [taxonomy.MELANOMA] if melanoma.yes.any() else taxonomy.MALIGNANT
+    _, group = np.unique(np.array(groups, dtype=object), return_inverse=True)
+    if groups_of_each_side(aim, group) < FEWEST:
+        return None
+    score = probabilities[:, [taxonomy.CODES.index(code) for code in codes]].sum(axis=1).astype(np.float64)
+    found = auc(aim, score, group, seed)
+    name = "melanoma" if melanoma.yes.any() else "what is malignant"
+    if found.value is not None and found.low is not None and found.low <= 0.5:
+        what = f"the AUC of {name} on validation is {found.value:.2f} [{found.low:.2f}, {found.high:.2f}], as by chance"
+    elif (point := thresholds.operating_point) and point.specificity.value == 0:
+        what = f"at the stated sensitivity every image of validation is raised (AUC {found.value or 0:.2f})"
+    else:
+        return None
+    return (
+        f"The training has learned nothing: {what}: look at the labels (melanoma audit), the learning rate and the "
+        "number of epochs."
+    )
 
 
 def in_words(epoch: Mapping[str, float]) -> str:

@@ -5,7 +5,8 @@ it twice.
 
 How to add a network:
 
-1. If keras.applications has it, there is nothing to add: ``network.name=EfficientNetV2B0``, see `_application`.
+1. If keras.applications has it, there is nothing to add: ``network.name=EfficientNetV2B0``, see `_application`. What
+   it lacks and is built in the same way, such as EfficientNet-Lite, has a file like melanoma.training.lite.
 2. Otherwise write a function here like `_student`: ``(network, size, seed, workers)`` to a `keras.Model`. It begins
    with ``keras.Input((size, size, 3), dtype="uint8", name="image")`` and ends with `_logits`. It takes initializers
    from `_initializers`, so that a seed gives the same weights anywhere, and batch normalization from
@@ -37,7 +38,8 @@ from melanoma import storage, taxonomy
 from melanoma.errors import InputError
 from melanoma.model import keras_settings
 from melanoma.model.keras_settings import keras
-from melanoma.training.config import Network
+from melanoma.training import lite
+from melanoma.training.config import LITE_NETWORKS, Network
 
 BACKBONE = "backbone"  # the layer that holds the pretrained part, where a network has one
 
@@ -192,7 +194,7 @@ _NETWORKS: dict[str, Callable[[Network, int, int, int], keras.Model]] = {"residu
 def _application(
     network: Network, size: int, seed: int, workers: int, weights: Sequence[np.ndarray] | None
 ) -> keras.Model:
-    """A network of keras.applications without its top, with its own preprocessing inside the graph."""
+    """A network of keras.applications or `lite` without its top, with its own preprocessing inside the graph."""
     _, preprocess = _application_of(network.name)
     keras.utils.set_random_seed(seed)  # its initializers draw from the global generator
     backbone = _backbone(network.name, size)
@@ -200,6 +202,7 @@ def _application(
         backbone.set_weights(weights)
     if workers:
         backbone = _for_workers(backbone, network, workers)
+    _let_learn(backbone, network, True)
     backbone.name = BACKBONE
     inputs = keras.Input((size, size, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 255, dtype="float32")(inputs)
@@ -209,6 +212,40 @@ def _application(
     x = keras.layers.GlobalAveragePooling2D()(backbone(x))
     x = keras.layers.Dropout(network.dropout, seed=seed)(x)
     return keras.Model(inputs, _logits(x, _initializers(seed)), name="application")
+
+
+def let_backbone_learn(model: keras.Model, network: Network, learns: bool) -> None:
+    """Let the pretrained part of a model learn, but for the blocks that the configuration freezes, or nothing of it."""
+    _let_learn(model.get_layer(BACKBONE), network, learns)
+
+
+def _let_learn(backbone: keras.Model, network: Network, learns: bool) -> None:
+    backbone.trainable = learns
+    if not network.frozen_blocks:
+        return
+    there = lite.block_count(network.name)
+    if network.frozen_blocks > there:
+        raise InputError(f"network.frozen_blocks is {network.frozen_blocks}: {network.name} has {there} blocks.")
+    for layer in backbone.layers:
+        layer.trainable = learns and lite.depth(layer.name, there) > network.frozen_blocks
+
+
+def learning_rate_shares(model: keras.Model, network: Network) -> list[float] | None:
+    """What share of the learning rate each trainable variable of a model has by its depth, or None where all have it
+    whole."""
+    if network.depth_decay == 1:
+        return None
+    blocks = lite.block_count(network.name)
+    backbone = model.get_layer(BACKBONE)
+    steps = {
+        id(variable): blocks + 1 - lite.depth(layer.name, blocks)
+        for layer in backbone.layers
+        for variable in layer.trainable_variables
+    }
+    return [
+        network.depth_decay ** (steps[id(variable)] + 1 if id(variable) in steps else 0)
+        for variable in model.trainable_variables
+    ]
 
 
 def _backbone(name: str, size: int) -> keras.Model:
@@ -255,6 +292,8 @@ def _of_imagenet(name: str, size: int) -> keras.Model:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where Keras shows the progress of a download
             return make(weights="imagenet", include_top=False, input_shape=(size, size, 3))
+    except InputError:  # already a sentence
+        raise
     except Exception as error:  # what the download ran into, or a file that is not what Keras's digest says
         raise InputError(
             f"The weights 'imagenet' of {name} cannot be had: {_first_line(error)} Set network.weights to a file or "
@@ -263,10 +302,13 @@ def _of_imagenet(name: str, size: int) -> keras.Model:
 
 
 def _application_of(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
-    """The function of keras.applications that makes a network, and the one that prepares RGB of 0..255 for it."""
+    """The function that makes a network, as keras.applications has them, and the one that prepares RGB of 0..255 for
+    it."""
+    if name in LITE_NETWORKS:
+        return functools.partial(lite.make, name), lite.preprocess
     makers = {key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value)}
     if name not in makers:
-        known = [*_NETWORKS, *sorted(makers)]
+        known = [*_NETWORKS, *LITE_NETWORKS, *sorted(makers)]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
         raise InputError(f"There is no network {name!r}: {hint}")

@@ -30,7 +30,7 @@ from melanoma.training.config import TrainConfig
 from melanoma.training.data import DevelopmentSet, TrainingData, development_rows
 from melanoma.training.fit import Trained
 from melanoma.training.input import cache_images
-from melanoma.training.measure import Figures, in_words, measure
+from melanoma.training.measure import Figures, in_words, learned_nothing, measure
 from melanoma.training.tracking import OnEpoch
 from melanoma.version import program_version
 
@@ -109,6 +109,7 @@ def check_inputs(config: TrainConfig) -> pd.DataFrame:
     networks.build(config.network, config.image_size, config.seed)
     networks.pretrained_weights(config.network, config.image_size)
     operations(config.augmentation)
+    loop.graph_augmentation(config)
     if config.balance.copies:
         operations(config.balance.copies.augmentation)
     for place in (config.out, config.checkpoints):
@@ -238,7 +239,7 @@ def _write_bundle(
     models = [member.model for member in members]
     model = models[0] if len(models) == 1 else networks.ensemble(models, config.image_size)
     files = {
-        "model.keras": bundles.model_bytes(model),
+        "model.keras": bundles.model_bytes(model, config.half_kernels),
         "training_images.parquet": seen.training_images(development.rows),
     }
     validation = development.images[development.train_count :]
@@ -252,7 +253,9 @@ def _write_bundle(
     report = evaluate_frame(
         bundles.seal(unmeasured, files), frame, split, config.catalog, seed=config.seed, show_images=config.show_images
     )
-    draft = unmeasured.model_copy(update={"metrics": {"split": split, **_figures(report)}})
+    nothing = _learned_nothing(config, development, logits, unmeasured)
+    metrics = {"split": split, **_figures(report), **({"learned_nothing": nothing} if nothing else {})}
+    draft = unmeasured.model_copy(update={"metrics": metrics})
     files["model_card.md"] = model_card({"preprocessing": PREPROCESSING, **draft.to_json()}).encode()
     files |= {f"evaluation/{name}": data for name, data in report.files.items()}
     try:
@@ -322,6 +325,14 @@ def _training_facts(
             for settings, member in zip(_member_configs(config), members, strict=True)
         ),
     )
+
+
+def _learned_nothing(config: TrainConfig, development: DevelopmentSet, logits: np.ndarray, draft: Draft) -> str | None:
+    """See `measure.learned_nothing`; `logits` float32 [n, classes] of validation."""
+    count = development.train_count
+    probabilities = calibrated(logits, draft.calibration.temperature)
+    groups = development.groups[count:].tolist()
+    return learned_nothing(probabilities, development.labels[count:], groups, draft.thresholds, config.seed)
 
 
 def _honest_figures(config: TrainConfig, development: DevelopmentSet, logits: np.ndarray) -> Figures:

@@ -7,6 +7,7 @@ Test folder.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,7 @@ class Exhibit(JsonModel):
     leaked_validation: Figures  # of the leaked model, on the validation split that leaks
     leaked_model_on_test: Figures | None = None  # of the leaked model, on the test split; None: the catalog has none
     honest_validation: Figures | None = None  # of the bundle's model
+    leaked_history: tuple[dict[str, float], ...] = ()  # of the leaked model, the figures of each epoch
 
 
 def train_twin(
@@ -72,7 +74,8 @@ def train_twin(
     groups = development.groups[origin[held_out.rows]].tolist()
     leaked = measured(data.images[held_out.rows], held_out.labels, groups)
     say(f"The leaked twin's validation accuracy, which is not to be believed: {cell(leaked.accuracy)}.")
-    exhibit = {"explanation": EXPLANATION, "leaked_validation": leaked}
+    exhibit: dict[str, Any] = {"explanation": EXPLANATION, "leaked_validation": leaked}
+    exhibit["leaked_history"] = trained.history
     test = schema.usable(frame, "test")
     if not test.empty:
         images = cache_images(test["uri"].tolist(), config.image_size)

@@ -200,6 +200,26 @@ def test_a_model_makes_the_round_trip(bundle: Bundle) -> None:
         np.testing.assert_array_equal(before, after)
 
 
+def test_kernels_of_half_precision_make_half_the_file_and_the_same_network(bundle: Bundle) -> None:
+    model = bundles.load_model(bundle.model)
+    data = bundles.model_bytes(model, half_kernels=True)
+    assert data == bundles.model_bytes(model, half_kernels=True)
+    assert len(data) < 0.75 * len(bundles.model_bytes(model))  # of this small one, much is no weight
+    for before, after in zip(model.get_weights(), bundles.load_model(data).get_weights(), strict=True):
+        assert after.dtype == np.float32
+        exact = before if before.ndim < 2 else before.astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(after, exact)
+
+
+def test_a_kernel_too_large_for_half_precision_stays_as_it_is(bundle: Bundle) -> None:
+    model = bundles.load_model(bundle.model)
+    kernel = next(each for each in model.weights if len(each.shape) > 1)
+    kernel.assign(np.full(kernel.shape, 1e5, np.float32))
+    reloaded = bundles.load_model(bundles.model_bytes(model, half_kernels=True))
+    for before, after in zip(model.get_weights(), reloaded.get_weights(), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-6)
+
+
 def with_config(model: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
     """The .keras file with another config.json: what `change` makes of the parsed one."""
     buffer = io.BytesIO()

@@ -62,8 +62,9 @@ def test_a_configuration_trains_for_one_step(ray_cluster: None, name: str) -> No
     learner = loop.make_learner(training, steps_per_epoch=1, workers=1, strategy=strategy)
     before = [np.array(weights) for weights in learner.model.trainable_variables]
     batches = loop.feed(ray.put(data.images), data.train, training, range(1), rank=0, workers=1)
-    total, _ = loop.train_epoch(loop.make_step(learner, strategy, training), batches, steps=1)
+    (total, accuracy), _ = loop.train_epoch(loop.make_step(learner, strategy, training), batches, steps=1)
     assert 0 < total < 10
+    assert 0 <= accuracy <= 1
     after = [np.array(weights) for weights in learner.model.trainable_variables]
     assert all(np.isfinite(weights).all() for weights in after)
     assert all((now != then).any() for now, then in zip(after, before, strict=True))

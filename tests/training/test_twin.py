@@ -103,4 +103,9 @@ def test_the_report_shows_leaked_figures_beside_honest_ones(
     assert {path.name for path in (tmp_path / "checkpoints").glob("*-leaked")}
     report = (tmp_path / "bundle" / "evaluation" / "report.html").read_text()
     assert "single files" in report
+    assert [epoch["epoch"] for epoch in shown.leaked_history] == [1, 2]
+    for history in (shown.leaked_history, facts.members[0].history):
+        assert all(0 <= epoch["training_accuracy"] <= 1 for epoch in history)
+    assert (tmp_path / "bundle" / "evaluation" / "figures" / "leaked_curves.png").stat().st_size > 10_000
+    assert "AnkitSalian/MelanomaDetection@9d582147" in report
     assert any("not to be believed" in line for line in said)

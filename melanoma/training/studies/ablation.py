@@ -13,6 +13,7 @@ from melanoma import config, storage
 from melanoma.catalog import groups, schema
 from melanoma.catalog.leaks import split_groups
 from melanoma.errors import InputError
+from melanoma.evaluation.published import PUBLISHED
 from melanoma.model.bundle import load
 from melanoma.model.manifest import JsonModel, Manifest
 from melanoma.training import train, twin
@@ -130,13 +131,22 @@ COLUMNS: dict[str, Callable[[StepFigures], Figures]] = {
 
 
 def table(figures: Mapping[str, StepFigures]) -> str:
-    """The accuracies of `run` as a Markdown table, with 95% intervals."""
+    """The accuracies of `run` as a Markdown table, with 95% intervals, and below them those that others print."""
     lines = [["step", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
     lines += [[step, *(cell(figure(each).accuracy) for figure in COLUMNS.values())] for step, each in figures.items()]
+    lines += [
+        [f"published: {each.project}", _printed(each.validation), _printed(each.test), "not printed", "not printed"]
+        for each in PUBLISHED
+    ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + _NOTES
+
+
+def _printed(accuracy: float | None) -> str:
+    return "not printed" if accuracy is None else f"{accuracy:.3f}"
 
 
 _NOTES = """
 Each with its 95% interval over groups. The student steps keep their last epoch, ours the best of all by its honest
-validation, which is therefore optimistic; Test has chosen nothing. With repaired labels Test is not the same set.
+validation, which is therefore optimistic; Test has chosen nothing. With repaired labels Test is not the same set. What
+is published is what the projects print, without intervals, of their Augmentor step (`melanoma.evaluation.published`).
 """

@@ -65,7 +65,10 @@ class RecipesConfig(Model):
     config: str = "configs/reference.yaml"  # what every recipe starts from; no Place, as of TuneConfig
     catalog: Place
     out: Place
-    # The sources that are left out of training and tested on, each entry a training of its own.
-    leave_out: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)]
+    # The sources that are left out of training and tested on, each entry a training of its own; "each": one by one, all
+    # that have enough melanomas to be tested on.
+    leave_out: Literal["each"] | Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)  # each recipe is trained once with each
+    images_per_source: Positive | None = None  # at most this many are trained on, drawn blindly; None: all of them
     overrides: tuple[str, ...] = ()  # of every recipe, such as "image_size=64"
     recipes: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # a name, and keys of the training with values

@@ -1,87 +1,174 @@
 """What a recipe is worth on cameras that it has not seen: train without some sources, and test on them.
 
 Photographs of a left-out source whose group (same photograph, near-duplicate, lesion, patient) lies in a source that
-is trained on, too, are not tested on.
+is trained on, too, are not tested on; nor is the test split of any source, because recipes are chosen by these figures.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pydantic
 
-from melanoma import config, ray_session, storage
+from melanoma import config, ray_session, storage, taxonomy
 from melanoma.catalog import schema
 from melanoma.errors import InputError
+from melanoma.evaluation.operating_point import choose_threshold
+from melanoma.evaluation.predictions import Side, side
 from melanoma.model import bundle as bundles
 from melanoma.model.manifest import JsonModel
 from melanoma.model.predictor import CompiledNetwork, calibrated
 from melanoma.training import loop, plan
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import Split, TrainingData
-from melanoma.training.fit import fit, new_run_name
+from melanoma.training.fit import fit
 from melanoma.training.input import cache_images
-from melanoma.training.measure import Figures, cell, measure
 from melanoma.training.studies.config import RecipesConfig
+from melanoma.training.studies.recipes_table import OnSource, table
 
-FLIPS = (1, 8)  # test-time flips to compare
+FEWEST = 20  # melanomas of a source whose figures are reported
+_MELANOMA = taxonomy.CODES.index(taxonomy.MELANOMA)
 
 
 class Outcome(JsonModel):
-    """What one recipe came to without some sources."""
+    """What one recipe came to without some sources, with one seed."""
 
     made_of: dict[str, Any]  # the recipe's configuration, and the fingerprint of the catalog
     epochs: int
     best_epoch: int  # counted from 1
     seconds: float
     validation: dict[str, float]
-    on: dict[str, dict[str, Figures]]  # by the source that was left out, and by the number of orientations
+    on: dict[str, OnSource]  # by the source that was left out
 
 
-Outcomes = dict[str, dict[str, Outcome]]  # by recipe, and by what was left out
+Outcomes = dict[str, dict[str, dict[str, Outcome]]]  # by recipe, by what was left out, by seed
 
 
 def run(settings: RecipesConfig, say: Callable[[str], None]) -> Outcomes:
-    """Train every recipe once for each entry of `leave_out`; write recipes.json and recipes.md to `settings.out`.
+    """Train every recipe once for each entry of `leave_out` and each seed; write recipes.json and recipes.md.
 
-    What recipes.json holds already, made of this catalog and configuration, is not trained again. Raises InputError
-    before anything is trained where a recipe or a source does not exist.
+    What recipes.json holds already, made of this catalog and configuration, is not trained again, and a training that
+    was cut off is resumed. Raises InputError before anything is trained where a recipe or a source does not exist.
     """
     recipes = {name: _config(settings, name, changes) for name, changes in settings.recipes.items()}
     frame = schema.read(settings.catalog)
-    usable = schema.usable(frame, "all")
-    for source in sorted({source for sources in settings.leave_out for source in sources} - set(usable["source"])):
-        raise InputError(f"The catalog {settings.catalog} has no source {source!r} to leave out.")
+    usable = schema.usable(frame, "all").reset_index(drop=True)
+    left_out, notes = _left_out(settings, usable)
+    for note in notes:
+        say(note)
     ray_session.connect()
-    out = storage.join(storage.normalize(settings.out), "recipes.json")
-    done = _read(out) if storage.exists(out) else {}
+    out = storage.normalize(settings.out)
+    done = _read(storage.join(out, "recipes.json"), say)
     images: dict[int, np.ndarray] = {}
     for name, recipe in recipes.items():
-        made_of = {"config": recipe.model_dump(mode="json", exclude={"run_name"}), "catalog": schema.fingerprint(frame)}
-        for sources in settings.leave_out:
-            without = ", ".join(sources)
-            outcomes = done.setdefault(name, {})
-            if without in outcomes and outcomes[without].made_of == made_of:
-                continue
-            say(f"--- {name}, without {without}")
-            if recipe.image_size not in images:
-                images = {recipe.image_size: cache_images(usable["uri"].tolist(), recipe.image_size)}
-            outcomes[without] = _train_and_test(recipe, usable, images[recipe.image_size], sources, made_of, say)
-            storage.write_json(out, _tree(done))
-    found = {name: done[name] for name in recipes}
-    storage.write_bytes(storage.join(storage.normalize(settings.out), "recipes.md"), table(found).encode())
+        for sources in left_out:
+            for seed in settings.seeds:
+                seeded = recipe.model_copy(update={"seed": seed})
+                made_of = _made_of(settings, seeded, frame)
+                outcomes = done.setdefault(name, {}).setdefault(", ".join(sources), {})
+                if str(seed) in outcomes and outcomes[str(seed)].made_of == made_of:
+                    continue
+                say(f"--- {name}, without {', '.join(sources)}, seed {seed}")
+                if recipe.image_size not in images:
+                    images = {recipe.image_size: cache_images(usable["uri"].tolist(), recipe.image_size)}
+                trial = _Trial(settings, seeded, usable, images[recipe.image_size], sources, made_of)
+                outcomes[str(seed)] = trial.outcome(say)
+                storage.write_json(storage.join(out, "recipes.json"), _tree(done))
+    wanted = [", ".join(sources) for sources in left_out]
+    found = {
+        name: {without: {str(seed): done[name][without][str(seed)] for seed in settings.seeds} for without in wanted}
+        for name in recipes
+    }
+    storage.write_bytes(storage.join(out, "recipes.md"), table(_tested(found), notes).encode())
     return found
 
 
-def _read(uri: str) -> Outcomes:
+def tables(found: Outcomes) -> str:
+    """The figures of `run` as Markdown tables."""
+    return table(_tested(found))
+
+
+def _tested(found: Outcomes) -> dict[str, dict[str, list[OnSource]]]:
+    """By recipe and source: what each seed came to."""
     return {
-        recipe: {without: Outcome.model_validate(outcome) for without, outcome in outcomes.items()}
-        for recipe, outcomes in storage.read_json(uri).items()
+        recipe: {
+            source: [outcome.on[source] for outcome in outcomes.values()]
+            for outcomes in of_recipe.values()
+            for source in next(iter(outcomes.values())).on
+        }
+        for recipe, of_recipe in found.items()
     }
 
 
-def _tree(outcomes: Outcomes) -> dict[str, dict[str, Any]]:
-    return {name: {without: each.to_json() for without, each in found.items()} for name, found in outcomes.items()}
+def _left_out(settings: RecipesConfig, usable: pd.DataFrame) -> tuple[list[tuple[str, ...]], list[str]]:
+    """What is left out in turn, and sentences on the sources that are not tested alone."""
+    sources = sorted(set(usable["source"]))
+    each = settings.leave_out == "each"
+    wanted = [(source,) for source in sources] if each else [tuple(entry) for entry in settings.leave_out]
+    for source in sorted({source for entry in wanted for source in entry} - set(sources)):
+        raise InputError(f"The catalog {settings.catalog} has no source {source!r} to leave out.")
+    found, notes = [], []
+    for entry in wanted:
+        if any(_is_tested(usable, entry, source) for source in entry):
+            found.append(entry)
+        notes += [
+            f"{source} has fewer than {FEWEST} melanomas, or nothing else, of its own outside its test split: it is "
+            "not reported alone" + (", and always trained on." if each else ".")
+            for source in entry
+            if not _is_tested(usable, entry, source)
+        ]
+    if not found:
+        raise InputError(
+            f"No source of {settings.catalog} that is to be left out has {FEWEST} melanomas and other images to be "
+            "tested on."
+        )
+    if len(sources) == len(set(found[0])):
+        raise InputError(f"Without {', '.join(found[0])} the catalog {settings.catalog} has no source to train on.")
+    return found, notes
+
+
+def _unseen(usable: pd.DataFrame, left_out: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """bool [n]: what may be tested on where these sources are left out."""
+    known = ~usable["source"].isin(left_out).to_numpy(dtype=bool)
+    groups = set(usable["group_id"].to_numpy(dtype=object)[known])
+    elsewhere = usable["group_id"].isin(groups).to_numpy(dtype=bool)
+    return ~known & ~elsewhere & (usable["split"] != "test").fillna(True).to_numpy(dtype=bool)
+
+
+def _is_tested(usable: pd.DataFrame, left_out: Sequence[str], source: str) -> bool:
+    rows = usable[_unseen(usable, left_out) & (usable["source"] == source).to_numpy(dtype=bool)]
+    melanoma = side(rows["label"].tolist(), taxonomy.melanoma_of)
+    return bool(melanoma.yes.sum() >= FEWEST and melanoma.no.any())
+
+
+def _made_of(settings: RecipesConfig, recipe: TrainConfig, frame: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "config": recipe.model_dump(mode="json", exclude={"run_name"}),
+        "catalog": schema.fingerprint(frame),
+        "images_per_source": settings.images_per_source,
+    }
+
+
+def _read(uri: str, say: Callable[[str], None]) -> Outcomes:
+    if not storage.exists(uri):
+        return {}
+    adapter: pydantic.TypeAdapter[Outcomes] = pydantic.TypeAdapter(Outcomes)
+    try:
+        return adapter.validate_python(storage.read_json(uri))
+    except pydantic.ValidationError:
+        say(f"{uri} is of another version of this program: all recipes are trained again.")
+        return {}
+
+
+def _tree(outcomes: Outcomes) -> dict[str, Any]:
+    return {
+        name: {without: {seed: each.to_json() for seed, each in seeds.items()} for without, seeds in found.items()}
+        for name, found in outcomes.items()
+    }
 
 
 def _config(settings: RecipesConfig, name: str, changes: Mapping[str, Any]) -> TrainConfig:
@@ -95,72 +182,83 @@ def _config(settings: RecipesConfig, name: str, changes: Mapping[str, Any]) -> T
     return recipe
 
 
-def _train_and_test(
-    recipe: TrainConfig,
-    usable: pd.DataFrame,
-    images: np.ndarray,
-    left_out: Sequence[str],
-    made_of: dict[str, Any],
-    say: Callable[[str], None],
-) -> Outcome:
-    """Train on the other sources, and test on each that was left out.
+class _Trial:
+    """One recipe, with one seed, without some sources.
 
     Args:
-        recipe: What is trained.
+        settings: The study.
+        recipe: What is trained, with its seed.
         usable: The usable rows of the catalog, of all splits.
         images: uint8 RGB [n, size, size, 3], one a row of `usable`.
         left_out: Sources.
         made_of: Noted with the outcome, so that it is known when it is out of date.
-        say: Given one line a source and number of orientations.
     """
-    known = ~usable["source"].isin(left_out).to_numpy()
-    groups = usable["group_id"].to_numpy(dtype=object)
-    unseen = ~known & ~usable["group_id"].isin(set(groups[known])).to_numpy()
-    labels = usable["label"].to_numpy(dtype=object)
-    data = TrainingData(images, *(_split(recipe, usable, known, name) for name in ("train", "validation")))
-    trained = fit(recipe.model_copy(update={"run_name": new_run_name()}), data)
-    model = bundles.model_bytes(trained.model)
-    on: dict[str, dict[str, Figures]] = {source: {} for source in left_out}
-    for flips in FLIPS:
-        network = CompiledNetwork(model, recipe.image_size, flips)
-        # Each source by itself: that one has more melanomas than another says nothing of a model.
-        for source in left_out:
-            test = np.flatnonzero(unseen & (usable["source"] == source).to_numpy())
-            probabilities = calibrated(network.logits(images[test]), 1.0)
-            figures = measure(probabilities, labels[test].tolist(), groups[test].tolist(), recipe.seed)
-            on[source][str(flips)] = figures
-            say(f"{source}, {flips} orientation(s): melanoma AUC {cell(figures.melanoma_auc)}")
-    return Outcome(
-        made_of=made_of,
-        epochs=len(trained.history),
-        best_epoch=trained.best + 1,
-        seconds=sum(epoch["seconds"] for epoch in trained.history),
-        validation={name: trained.at_best[name] for name in loop.FIGURES if name in trained.at_best},
-        on=on,
-    )
 
+    def __init__(
+        self,
+        settings: RecipesConfig,
+        recipe: TrainConfig,
+        usable: pd.DataFrame,
+        images: np.ndarray,
+        left_out: Sequence[str],
+        made_of: dict[str, Any],
+    ) -> None:
+        self.settings, self.recipe, self.usable, self.images = settings, recipe, usable, images
+        self.left_out, self.made_of = left_out, made_of
 
-def _split(recipe: TrainConfig, usable: pd.DataFrame, known: np.ndarray, name: str) -> Split:
-    """The images of a split that are `known`, bool [n]."""
-    rows = np.flatnonzero(known & (usable["split"] == name).to_numpy())
-    labels = tuple(usable["label"].to_numpy(dtype=object)[rows])
-    sources = usable["source"].to_numpy()[rows].tolist()
-    return Split(rows, labels, plan.strata(labels, sources, recipe.balance))
+    def outcome(self, say: Callable[[str], None]) -> Outcome:
+        """Train on the other sources, and test on each that was left out."""
+        train, validation = self._split("train"), self._split("validation")
+        told = json.dumps([self.made_of, list(self.left_out)], sort_keys=True)
+        name = f"recipe-{hashlib.sha256(told.encode()).hexdigest()[:16]}"  # of the same name it is resumed
+        trained = fit(self.recipe.model_copy(update={"run_name": name}), TrainingData(self.images, train, validation))
+        model = bundles.model_bytes(trained.model)
+        network = CompiledNetwork(model, self.recipe.image_size, self.recipe.test_time_flips)
 
+        def p_melanoma(rows: npt.NDArray[np.intp]) -> np.ndarray:
+            return calibrated(network.logits(self.images[rows]), 1.0)[:, _MELANOMA]
 
-def table(found: Outcomes) -> str:
-    """The melanoma AUCs of `run` as a Markdown table, with 95% intervals over groups."""
-    columns = list(
-        dict.fromkeys(
-            (without, source, str(flips))
-            for outcomes in found.values()
-            for without, outcome in outcomes.items()
-            for source in outcome.on
-            for flips in FLIPS
+        melanoma = side(validation.labels, taxonomy.melanoma_of)
+        if not melanoma.yes.any():
+            raise InputError(f"Without {', '.join(self.left_out)} the validation split has no melanoma: split it anew.")
+        scores = p_melanoma(validation.rows)[melanoma.known]
+        threshold = choose_threshold(melanoma.yes[melanoma.known], scores, self.recipe.operating_point.sensitivity)
+        on = {}
+        for source in self.left_out:
+            if _is_tested(self.usable, self.left_out, source):
+                on[source] = self._tested(source, p_melanoma, threshold)
+                say(f"{source}: {on[source].in_words()}")
+        return Outcome(
+            made_of=self.made_of,
+            epochs=len(trained.history),
+            best_epoch=trained.best + 1,
+            seconds=sum(epoch["seconds"] for epoch in trained.history),
+            validation={name: trained.at_best[name] for name in loop.FIGURES if name in trained.at_best},
+            on=on,
         )
-    )
-    head = ["recipe", *(f"{source}{'' if flips == '1' else f', {flips} orientations'}" for _, source, flips in columns)]
-    lines = [head, ["---"] * len(head)]
-    for recipe, outcomes in found.items():
-        lines.append([recipe, *(cell(outcomes[a].on[source][n].melanoma_auc) for a, source, n in columns)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def _tested(self, source: str, p_melanoma: Callable[[Any], np.ndarray], threshold: float) -> OnSource:
+        # Each source by itself: that one has more melanomas than another says nothing of a model.
+        of_source = (self.usable["source"] == source).to_numpy(dtype=bool)
+        rows = np.flatnonzero(_unseen(self.usable, self.left_out) & of_source)
+        melanoma: Side = side(self.usable["label"].iloc[rows].tolist(), taxonomy.melanoma_of)
+        rows, yes = rows[melanoma.known], melanoma.yes[melanoma.known]
+        _, group = np.unique(self.usable["group_id"].to_numpy(dtype=object)[rows], return_inverse=True)
+        return OnSource(
+            threshold=threshold,
+            group=tuple(group.tolist()),
+            melanoma=tuple(yes.tolist()),
+            p_melanoma=tuple(round(float(p), 6) for p in p_melanoma(rows)),
+        )
+
+    def _split(self, name: str) -> Split:
+        """The images of a split whose source is not left out; of training at most so many of each source."""
+        usable, most = self.usable, self.settings.images_per_source
+        rows = np.flatnonzero(~usable["source"].isin(self.left_out).to_numpy() & (usable["split"] == name).to_numpy())
+        sources = usable["source"].to_numpy(dtype=object)
+        if name == "train" and most is not None:
+            drawn = np.random.default_rng(0).permutation(rows)  # the same for every recipe and seed
+            rank = pd.Series(sources[drawn]).groupby(sources[drawn]).cumcount().to_numpy()
+            rows = np.sort(drawn[rank < most])
+        labels = tuple(usable["label"].to_numpy(dtype=object)[rows])
+        return Split(rows, labels, plan.strata(labels, sources[rows].tolist(), self.recipe.balance))

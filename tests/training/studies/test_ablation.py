@@ -8,6 +8,7 @@ from melanoma.catalog import schema
 from melanoma.catalog.build import build
 from melanoma.catalog.split import split
 from melanoma.errors import InputError
+from melanoma.evaluation.published import PUBLISHED
 from melanoma.model.manifest import Estimate
 from melanoma.training.measure import Figures
 from melanoma.training.studies import ablation
@@ -27,7 +28,8 @@ def test_the_table_has_a_row_a_step_and_an_interval_a_figure() -> None:
         model_version="0",
     )
     lines = ablation.table({"plain": step, "ours": step}).splitlines()
-    assert [line.startswith("|") for line in lines].count(True) == 4
+    assert [line.startswith("|") for line in lines].count(True) == 4 + len(PUBLISHED)
+    assert "| published: AnkitSalian/MelanomaDetection@9d582147 | 0.806 | 0.339 | not printed | not printed |" in lines
     assert lines[2] == "| plain |" + " 0.500 [0.250, 0.750] |" * len(ablation.COLUMNS)
 
 
