@@ -1,7 +1,7 @@
 """The command `melanoma`: its commands, each with an example, and how it ends.
 
-Exit codes: 0 done, 1 the thing asked about is not so (a leak, a training that learned nothing), 2 wrong use or bad input,
-3 failed while running, 130 interrupted by Ctrl-C.
+Exit codes: 0 done, 1 the thing asked about is not so (a leak, a training that learned nothing), 2 wrong use or bad
+input, 3 failed while running, 130 interrupted by Ctrl-C.
 """
 
 import contextlib

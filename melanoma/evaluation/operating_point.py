@@ -4,7 +4,8 @@ Where a threshold comes from: at the end of `melanoma train` the network predict
 calibrates its probabilities, and `choose_thresholds` chooses on these, by the configuration's `operating_point`:
 
 - `review` is the highest threshold at which the stated sensitivity is reached, midway between two neighbouring
-  probabilities, see `operating_point`; with ``bound: lower`` its lower confidence bound has to reach it;
+  probabilities, see `operating_point`; with ``bound: lower`` its lower confidence bound has to reach it, and with
+  ``by_source`` each source of validation that has 20 melanomas has to reach it, too;
 - `urgent` is the lowest at which the stated specificity is reached, and never below `review`, see
   `choose_threshold_by_specificity`.
 
@@ -31,6 +32,8 @@ from melanoma.evaluation.predictions import side
 from melanoma.model import manifest
 
 Bound = Literal["observed", "lower"]
+LEAST_OF_SOURCE = 20
+"""Melanomas of a source that has a say in the threshold: 95% of fewer is all of them."""
 
 
 def choose_thresholds(
@@ -40,6 +43,7 @@ def choose_thresholds(
     sensitivity: float,
     bound: Bound,
     urgent_specificity: float,
+    sources: Sequence[str] | None = None,
 ) -> manifest.Thresholds:
     """Both alert thresholds of a model, as its bundle states them.
 
@@ -50,6 +54,8 @@ def choose_thresholds(
         sensitivity: What `review` has to reach, over 0 and at most 1.
         bound: Whether the share itself has to reach it or its lower confidence bound, see `operating_point`.
         urgent_specificity: What `urgent` has to reach, over 0 and at most 1.
+        sources: [n], where each image is from: the observed share of each source with `LEAST_OF_SOURCE` melanomas then
+            has to reach `sensitivity`, too; None: all together have to.
 
     Returns:
         The thresholds, a phrase that says how they were chosen, and the figures of `review` on these images.
@@ -62,9 +68,12 @@ def choose_thresholds(
     aim = melanoma if of_melanoma else side(labels, taxonomy.malignant_of)
     if not aim.yes.any():
         raise ValueError("there is no melanoma to choose a threshold on: use a validation split that has some")
-    positive, scores = aim.yes[aim.known], np.asarray(p_melanoma)[aim.known]
+    positive, scores, groups = aim.yes[aim.known], np.asarray(p_melanoma)[aim.known], np.asarray(group)[aim.known]
     noun = "melanoma" if of_melanoma else "malignant image"
-    review = operating_point(positive, scores, np.asarray(group)[aim.known], sensitivity, bound, noun)
+    review = operating_point(positive, scores, groups, sensitivity, bound, noun)
+    of_sources = _of_sources(positive, scores, np.asarray(sources)[aim.known], sensitivity) if sources else []
+    if min(of_sources, default=review.threshold) < review.threshold:
+        review = _at(min(of_sources), positive, scores, groups, sensitivity, bound)
     urgent = choose_threshold_by_specificity(positive, scores, urgent_specificity)
     reached = "the lower confidence bound of sensitivity" if bound == "lower" else "sensitivity"
     what = "melanomas" if of_melanoma else "malignant, none of them known as melanoma"
@@ -75,9 +84,23 @@ def choose_thresholds(
         review=review.threshold,
         urgent=max(review.threshold, urgent),
         chosen=f"on the validation split ({len(positive)} images, {int(positive.sum())} {what}): "
-        f"review where {reached} reaches {sensitivity:.0%}, urgent at {urgent_specificity:.0%} specificity",
+        f"review where {reached} reaches {sensitivity:.0%}{_on_each(len(of_sources))}, urgent at "
+        f"{urgent_specificity:.0%} specificity",
         operating_point=manifest.OperatingPoint.model_validate(figures),
     )
+
+
+def _of_sources(
+    melanoma: Bools, p_melanoma: npt.NDArray[Any], sources: npt.NDArray[Any], sensitivity: float
+) -> list[float]:
+    """The threshold that each source with melanomas enough would have by itself."""
+    parts = [sources == source for source in np.unique(sources)]
+    enough = [part for part in parts if melanoma[part].sum() >= LEAST_OF_SOURCE]
+    return [choose_threshold(melanoma[part], p_melanoma[part], sensitivity) for part in enough]
+
+
+def _on_each(sources: int) -> str:
+    return f" on all together and on each of {sources} source(s) with {LEAST_OF_SOURCE} of them" if sources else ""
 
 
 def choose_threshold(labels_are_melanoma: Bools, p_melanoma: npt.NDArray[Any], sensitivity: float) -> float:
@@ -201,13 +224,35 @@ def operating_point(
             raise ValueError(_too_few(sensitivity, len(of_melanoma), melanoma_group, noun))
         # The threshold that raises just these melanomas, placed as always.
         threshold = choose_threshold(melanoma, p_melanoma, float((of_melanoma >= lowest_raised).mean()))
+    return _at(threshold, melanoma, p_melanoma, group, sensitivity, bound)
+
+
+def _at(
+    threshold: float,
+    melanoma: Bools,
+    p_melanoma: npt.NDArray[Any],
+    group: npt.NDArray[Any],
+    sensitivity: float,
+    bound: Bound,
+) -> OperatingPoint:
+    """What a threshold gives.
+
+    Args:
+        threshold: Of `p_melanoma`.
+        melanoma: bool [n], whether each image is melanoma.
+        p_melanoma: float [n].
+        group: [n], which images belong together.
+        sensitivity: That was stated.
+        bound: What was to reach it.
+    """
     raised = np.asarray(p_melanoma, dtype=np.float32) >= np.float32(threshold)
+    of_melanoma = np.asarray(group)[melanoma]
     return OperatingPoint(
         threshold=threshold,
         stated_sensitivity=sensitivity,
         bound=bound,
-        sensitivity=proportion(raised[melanoma], melanoma_group),
-        sensitivity_lower_bound=lower_bound(raised[melanoma], melanoma_group),
+        sensitivity=proportion(raised[melanoma], of_melanoma),
+        sensitivity_lower_bound=lower_bound(raised[melanoma], of_melanoma),
         specificity=proportion(~raised[~melanoma], np.asarray(group)[~melanoma]),
         n=len(melanoma),
         n_melanoma=len(of_melanoma),

@@ -114,6 +114,8 @@ class OperatingPoint(Model):
     # takes 59 melanomas for 95%.
     bound: Literal["observed", "lower"] = "observed"
     urgent_specificity: Annotated[float, Field(gt=0, le=1)] = 0.95  # of `urgent`
+    # Each source of validation with melanomas enough has to reach the sensitivity, too, and not all together alone.
+    by_source: bool = False
 
 
 class Tracking(Model):

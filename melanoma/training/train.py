@@ -138,16 +138,37 @@ def _check_operating_point(config: TrainConfig, validation: pd.DataFrame) -> Non
     of_label = taxonomy.melanoma_of if taxonomy.MELANOMA in labels else taxonomy.malignant_of
     perfect = side(labels, of_label).yes.astype(np.float32)
     try:
-        _thresholds(config, labels, perfect, validation["group_id"].to_numpy(dtype=object))
+        _thresholds(
+            config, labels, perfect, validation["group_id"].to_numpy(dtype=object), validation["source"].tolist()
+        )
     except ValueError as error:
         raise InputError(f"The operating point of {config.catalog} cannot be chosen: {error}.") from None
 
 
-def _thresholds(config: TrainConfig, labels: Sequence[str], p_melanoma: np.ndarray, group: np.ndarray) -> Thresholds:
-    """The alert thresholds by the images of validation, [n] each; raises ValueError as `choose_thresholds` does."""
+def _thresholds(
+    config: TrainConfig, labels: Sequence[str], p_melanoma: np.ndarray, group: np.ndarray, sources: Sequence[str]
+) -> Thresholds:
+    """The alert thresholds of a configuration.
+
+    Args:
+        config: The training.
+        labels: [n], of the images of validation.
+        p_melanoma: float [n], of them.
+        group: [n], which of them belong together.
+        sources: [n], where they are from.
+
+    Raises:
+        ValueError: As `choose_thresholds` does.
+    """
     point = config.operating_point
     return choose_thresholds(
-        labels, p_melanoma, group, point.sensitivity, point.bound, urgent_specificity=point.urgent_specificity
+        labels,
+        p_melanoma,
+        group,
+        point.sensitivity,
+        point.bound,
+        point.urgent_specificity,
+        sources if point.by_source else None,
     )
 
 
@@ -282,7 +303,11 @@ def _draft(config: TrainConfig, development: DevelopmentSet, logits: np.ndarray,
         test_time_flips=config.test_time_flips,
         calibration=Calibration(method="temperature", temperature=temperature, fitted_on="validation"),
         thresholds=_thresholds(
-            config, labels, calibrated(logits, temperature)[:, _MELANOMA], development.groups[count:]
+            config,
+            labels,
+            calibrated(logits, temperature)[:, _MELANOMA],
+            development.groups[count:],
+            development.rows["source"].tolist()[count:],
         ),
         outliers=outliers.fit(development.images[:count], development.images[count:]),
         training=training,

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from melanoma.evaluation.operating_point import Bound, choose_threshold, operating_point
+from melanoma.evaluation.operating_point import (
+    LEAST_OF_SOURCE,
+    Bound,
+    choose_threshold,
+    choose_thresholds,
+    operating_point,
+)
 
 
 def scores(n_melanoma: int, n_other: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -81,3 +87,26 @@ def test_a_threshold_is_chosen_alike_for_scores_with_ties() -> None:
     point = operating_point(melanoma, score, np.arange(120), 0.95, "lower")
     assert point.threshold == 0.375
     assert point.specificity.value == 1
+
+
+def test_each_source_with_melanomas_enough_keeps_the_sensitivity() -> None:
+    """Of clinic b, the probabilities are half of those of clinic a; of c there are too few melanomas to say."""
+    probability = np.linspace(0.2, 1.0, 40)
+    parts = {"a": probability, "b": probability / 2, "c": np.full(LEAST_OF_SOURCE - 1, 0.5)}
+    labels = [label for scores in parts.values() for label in ["MEL"] * len(scores) + ["NV"] * 50]
+    scores = np.concatenate([np.concatenate([each, np.linspace(0, 0.3, 50)]) for each in parts.values()])
+    sources = [source for source, each in parts.items() for _ in range(len(each) + 50)]
+    arguments = (labels, scores, np.arange(len(labels)), 0.9, "observed", 0.95)
+    together = choose_thresholds(*arguments)  # type: ignore[arg-type]
+    apart = choose_thresholds(*arguments, sources=sources)  # type: ignore[arg-type]
+    of_b = choose_threshold(np.array(labels[90:180]) == "MEL", scores[90:180], 0.9)
+    assert apart.review == of_b
+    lowest = {source: (parts[source] >= apart.review).mean() for source in parts}
+    assert lowest["a"] == 1.0
+    assert lowest["b"] == 0.9
+    assert (parts["b"] >= together.review).mean() < 0.8
+    assert apart.chosen is not None
+    assert "on all together and on each of 2 source(s) with 20 of them" in apart.chosen
+    assert apart.operating_point is not None
+    assert apart.operating_point.threshold == apart.review
+    assert apart.operating_point.specificity.value == pytest.approx((np.linspace(0, 0.3, 50) < of_b).mean())
