@@ -12,12 +12,23 @@ from melanoma.pages import templates
 
 UNKNOWN = "unknown"
 
+_HAM10000 = ("CC BY-NC-SA 4.0", "Tschandl et al. 2018, doi:10.1038/sdata.2018.161")
+_ARCHIVE = ("CC BY-NC 4.0, CC BY 4.0 or CC0, by image", "the ISIC archive, isic-archive.com")
+
 # By a catalog's name of the source: what it is, its licence, how to cite it.
 _SOURCES = {
-    "ham10000": (
-        "HAM10000, dermoscopy of two clinics",
-        "CC BY-NC-SA 4.0",
-        "Tschandl et al. 2018, doi:10.1038/sdata.2018.161",
+    "ham10000": ("HAM10000, dermoscopy of two clinics", *_HAM10000),
+    "rosendahl": ("HAM10000, a practice for skin cancer in Queensland", *_HAM10000),
+    "vidir_modern": ("HAM10000, Vienna, digital dermoscopes", *_HAM10000),
+    "vidir_molemax": ("HAM10000, Vienna, MoleMax", *_HAM10000),
+    "vienna_dias": ("HAM10000, Vienna, slides that were digitized", *_HAM10000),
+    "milk10k": ("MILK10k, many hospitals, its dermoscopy alone", "CC BY-NC 4.0", "ISIC 2025 challenge, MILK10k"),
+    "isic_misc": ("images of the ISIC archive from many places", *_ARCHIVE),
+    "ISIC2018 task1-2 centre crop": ("middles of images of the ISIC 2018 challenge", *_ARCHIVE),
+    "ISIC2020 dicom": (
+        "DICOM files of the ISIC 2020 challenge",
+        "CC BY-NC 4.0",
+        "Rotemberg et al. 2021, doi:10.1038/s41597-021-00815-z",
     ),
     "isic2017": (
         "ISIC 2017 challenge, many cameras",
@@ -94,6 +105,7 @@ def _model(manifest: Mapping[str, Any], training: Mapping[str, Any], config: Map
         "Preprocessing": f"{_known(manifest.get('preprocessing'))}: the whole frame, squashed to a square; scaling is "
         "a part of the network",
         "Epoch": _epochs(training.get("members")),
+        **({"Initial weights": training["initial_weights"]} if training.get("initial_weights") else {}),
         "Licence of the weights": manifest.get("licence")
         or "unknown: none was stated, and the licences of the images bind what is made of them",
     }

