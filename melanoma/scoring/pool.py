@@ -7,7 +7,7 @@ a run that stands still waits for, `waiting` says.
 
 import contextlib
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,11 +16,11 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from melanoma import ray_session
-from melanoma.errors import InputError
+from melanoma.errors import InputError, MelanomaError
 from melanoma.scoring import gpus, shard, waiting
 from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.progress import Progress
-from melanoma.scoring.publish import Run
+from melanoma.scoring.publish import Run, reason
 
 _SHARDS_A_WORKER = 16
 _LARGEST_SHARD = 4096  # images
@@ -52,19 +52,67 @@ def reports(run: Run, unscored: Sequence[int], progress: Progress) -> Generator[
     with contextlib.ExitStack() as stack:
         networks = stack.enter_context(gpus.started(run.bundle, config.batch_size, gpus_at_first(config)))
         stack.enter_context(waiting.watched(run, progress, memory, networks))
-        shards = ray.data.from_arrow([pa.table({"shard": [number]}) for number in unscored]).map_batches(
-            shard.ShardScorer,
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            memory=memory,
-            # Ray Data restarts workers without end; `begun` bounds how often they may die over a shard.
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=first),
-            fn_constructor_args=(run.bundle, run.plan, config, networks and networks.registry),
-        )
-        shards.context.execution_no_progress_timeout_s = -1  # a node may take longer than half an hour, a shard as well
-        _anywhere(shards.context.execution_options)
-        yield from shards.iter_rows()
+        yield from _each_once(unscored, lambda left: _scored(run, left, memory, (first, most), networks), run.say)
+
+
+def _each_once(
+    unscored: Sequence[int], score: Callable[[Sequence[int]], Iterable[dict[str, Any]]], say: Callable[[str], None]
+) -> Generator[dict[str, Any]]:
+    """The report of every shard, though Ray Data may fail between them.
+
+    While a node is being lost, Ray Data 2.60 can lose an object that it still needs, and end with a ValueError or a
+    KeyError of its own; what was reported until then stands. Raises MelanomaError where it fails twice at one place,
+    and whatever a worker raises.
+
+    Args:
+        unscored: The shards.
+        score: Yields the reports of shards, in any order.
+        say: Told of each such failure.
+    """
+    left = list(unscored)
+    while left:
+        before = len(left)
+        try:
+            for report in score(tuple(left)):
+                left.remove(report["shard"])
+                yield report
+        except (ray.exceptions.RayError, MelanomaError, OSError):
+            raise
+        except Exception as error:
+            if len(left) == before:
+                raise MelanomaError(f"Ray Data failed: {reason(error)}. The same command resumes the run.") from error
+            say(f"Ray Data failed ({reason(error)}): going on with the {len(left)} shards that are left.")
+
+
+def _scored(
+    run: Run, unscored: Sequence[int], memory: int, workers: tuple[int, int], networks: gpus.Networks | None
+) -> Iterator[dict[str, Any]]:
+    """Score shards with Ray Data.
+
+    Args:
+        run: The run.
+        unscored: The shards.
+        memory: Bytes that a worker reserves.
+        workers: How many at first, and at most.
+        networks: Those on GPUs, if they are used.
+
+    Yields:
+        What `shard.ShardScorer` reports of each.
+    """
+    first, most = workers
+    shards = ray.data.from_arrow([pa.table({"shard": [number]}) for number in unscored]).map_batches(
+        shard.ShardScorer,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        memory=memory,
+        # Ray Data restarts workers without end; `begun` bounds how often they may die over a shard.
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=first),
+        fn_constructor_args=(run.bundle, run.plan, run.config, networks and networks.registry),
+    )
+    shards.context.execution_no_progress_timeout_s = -1  # a node may take longer than half an hour, a shard as well
+    _anywhere(shards.context.execution_options)
+    return iter(shards.iter_rows())
 
 
 def _anywhere(options: ray.data.ExecutionOptions) -> None:

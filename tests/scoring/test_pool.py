@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import ray
 
 from melanoma import config, privacy, ray_session
 from melanoma.errors import InputError, MelanomaError
@@ -86,6 +87,42 @@ def test_a_machine_without_gpus_that_is_no_cluster_gets_none(monkeypatch: pytest
         pool.gpus_at_first(settings(tmp_path, tmp_path, gpus=2))
     monkeypatch.setattr(ray_session, "cluster_address", lambda: "head:6379")
     assert pool.gpus_at_first(settings(tmp_path, tmp_path, gpus=2)) == 2
+
+
+def _reports(shards: Sequence[int], fails_after: int, error: Exception) -> Iterator[dict[str, Any]]:
+    for place, number in enumerate(shards):
+        if place == fails_after:
+            raise error
+        yield {"shard": number}
+
+
+def test_shards_that_are_left_are_scored_when_ray_data_fails_between_them() -> None:
+    """Seen while a node was being lost: ValueError and KeyError of Ray Data's own."""
+    asked: list[list[int]] = []
+    said: list[str] = []
+
+    def score(left: Sequence[int]) -> Iterator[dict[str, Any]]:
+        asked.append(list(left))
+        return _reports(left, fails_after=2, error=ValueError("an object whose owner is unknown"))
+
+    found = [report["shard"] for report in pool._each_once([4, 5, 6, 7, 8], score, said.append)]
+    assert found == [4, 5, 6, 7, 8]
+    assert asked == [[4, 5, 6, 7, 8], [6, 7, 8], [8]]
+    assert said[0] == "Ray Data failed (an object whose owner is unknown): going on with the 3 shards that are left."
+    assert len(said) == 2
+
+
+def test_ray_data_that_fails_twice_at_one_place_ends_the_run() -> None:
+    with pytest.raises(MelanomaError, match=r"Ray Data failed: .*nothing goes.* The same command resumes the run"):
+        list(pool._each_once([1, 2], lambda left: _reports(left, fails_after=0, error=KeyError("nothing goes")), print))
+
+
+@pytest.mark.parametrize("error", [MelanomaError("a worker"), ray.exceptions.RayError("Ray"), OSError("a disk")])
+def test_what_a_worker_raises_is_not_tried_again(error: Exception) -> None:
+    reports = pool._each_once([1, 2], lambda left: _reports(left, fails_after=1, error=error), print)
+    assert next(reports) == {"shard": 1}
+    with pytest.raises(type(error)):
+        next(reports)
 
 
 # --- Nodes that come and go -------------------------------------------------------------------------------------------
@@ -222,8 +259,6 @@ def test_a_node_without_the_pseudonym_key_is_named(
 def test_the_autoscaler_brings_nodes_for_a_run_and_takes_them_away_after(
     shared_ray: SharedRay, monkeypatch: pytest.MonkeyPatch, start: Callable[..., Night], tmp_path: Path
 ) -> None:
-    import ray
-
     from tests.support.fake_cloud import autoscaled
 
     monkeypatch.setattr(waiting, "LOOK_EVERY", 0.5)
