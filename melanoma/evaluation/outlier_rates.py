@@ -65,7 +65,6 @@ def outlier_rates(
     Returns:
         One a kind, the given dermoscopy first.
     """
-    model = predictor.bundle.manifest.outliers
 
     def rate(kind: str, scores: npt.NDArray[Any], group: npt.NDArray[Any], foreign: bool) -> OutlierRate:
         return OutlierRate(kind, len(scores), proportion(scores > 1, group), foreign)
@@ -73,7 +72,7 @@ def outlier_rates(
     scores, group = dermoscopy
     rates = [rate("dermoscopy", scores, group, False)]
     for kind, pictures, group, foreign in _kinds(pixels, groups, predictor.bundle.input_size, seed, others):
-        rates.append(rate(kind, outliers.scores(pictures, model), group, foreign))
+        rates.append(rate(kind, predictor.outlier_scores(pictures), group, foreign))
     return rates
 
 

@@ -93,12 +93,6 @@ def _evaluate_bundle(
         against: A bundle to compare with.
         say: Is given one line a step.
     """
-    folders = [storage.normalize(uri) for uri in config.others]
-    names = [storage.name(folder) for folder in folders]
-    others = {
-        name if names.count(name) == 1 else folder: _pictures_of(folder, bundle.input_size, config.seed, say)
-        for name, folder in zip(names, folders, strict=True)
-    }
     return evaluate_frame(
         bundle,
         frame,
@@ -110,7 +104,7 @@ def _evaluate_bundle(
         prevalence=config.prevalence,
         against=against,
         stability_images=config.stability_images,
-        others=others,
+        others=pictures_of(config.others, bundle.input_size, config.seed, say),
         say=say,
     )
 
@@ -389,8 +383,33 @@ def _fetch_and_decode(decoder: IsolatedDecoder, uri: str, size: int) -> Pixels:
         raise MelanomaError(f"The image {uri} of the catalog cannot be read: {error} Make the catalog anew.") from None
 
 
-def _pictures_of(folder: str, size: int, seed: int, say: Callable[[str], None]) -> Pixels:
-    """uint8 RGB [n, size, size, 3]: the pictures of a folder or prefix that can be decoded, of 2,000 drawn at most."""
+def pictures_of(
+    folders: Sequence[str], size: int, seed: int, say: Callable[[str], None], least: int = 1
+) -> dict[str, Pixels]:
+    """The pictures of folders or prefixes that can be decoded.
+
+    Args:
+        folders: Their addresses.
+        size: The side of the pictures in pixels.
+        seed: Draws 2,000 of a folder that has more.
+        say: Given one line a folder.
+        least: How many pictures each has to have.
+
+    Returns:
+        By the folder's name, or its address where another has the same name: uint8 RGB [n, size, size, 3].
+
+    Raises:
+        InputError: A folder cannot be read, or has too few pictures.
+    """
+    places = [storage.normalize(uri) for uri in folders]
+    names = [storage.name(place) for place in places]
+    return {
+        name if names.count(name) == 1 else place: _pictures_of(place, size, seed, say, least)
+        for name, place in zip(names, places, strict=True)
+    }
+
+
+def _pictures_of(folder: str, size: int, seed: int, say: Callable[[str], None], least: int) -> Pixels:
     pictures = []
     try:
         files = [file.uri for file in storage.list_objects(folder) if not file.uri.endswith("/")]
@@ -400,8 +419,9 @@ def _pictures_of(folder: str, size: int, seed: int, say: Callable[[str], None]) 
                 pictures += [frame.pixels for frame in decoder.load(load.fetch(uri), size).frames]
     except (OSError, ImageError) as error:
         raise InputError(f"The pictures that are no dermoscopy cannot be read: {error}") from None
-    if not pictures:
-        raise InputError(f"{folder} has no picture that can be read.")
+    if len(pictures) < least:
+        has = f"{len(pictures)} of the {least} pictures that are needed" if pictures else "no picture that can be read"
+        raise InputError(f"{folder} has {has}.")
     say(f"{folder}: {len(files)} files, {len(drawn)} drawn, {len(pictures)} of them pictures.")
     return np.stack(pictures)
 

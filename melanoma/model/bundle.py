@@ -33,6 +33,9 @@ from melanoma.storage import Store
 REFERENCE = Path(__file__).parents[1] / "reference"
 """The bundle that comes with the program, and is used where none is named. A checkout may lack it."""
 
+MEMBER = "member_"
+"""What the networks of an ensemble are called, with their number."""
+
 SCHEMA = 1
 _MANIFEST = "bundle.json"
 _MODEL = "model.keras"
@@ -142,7 +145,8 @@ def _understood(tree: dict[str, Any], uri: str) -> Manifest:
             f"The bundle {uri} was made by another version of this program (schema {tree['schema']}, preprocessing "
             f"{tree['preprocessing']!r}; here {SCHEMA} and {PREPROCESSING!r}): use that version, or train anew."
         )
-    if missing := sorted(OutlierModel.model_fields.keys() - set(tree["outliers"])):
+    needed = {name for name, field in OutlierModel.model_fields.items() if field.is_required()}
+    if missing := sorted(needed - set(tree["outliers"])):
         raise InputError(
             f"The bundle {uri} was made by an earlier version of this program (its outlier model has no {missing[0]}): "
             "use that version, or train anew."
@@ -220,6 +224,20 @@ def load_model(data: bytes) -> Any:
             return keras_settings.keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # whatever Keras says of a configuration or of weights that do not fit it
             raise InputError(f"The bundle's model.keras cannot be built ({type(error).__name__}).") from error
+
+
+def networks_of(model: Any) -> list[Any]:
+    """The Keras networks whose mean a model is: the members of an ensemble, or itself alone."""
+    return [layer for layer in model.layers if layer.name.startswith(MEMBER)] or [model]
+
+
+def features_of(network: Any) -> Any:
+    """A Keras network that gives its logits and its features: what its last layer of weights decides by."""
+    from melanoma.model import keras_settings
+
+    keras = keras_settings.keras
+    last = next(layer for layer in reversed(network.layers) if layer.weights)
+    return keras.Model(network.inputs, [network.outputs[0], keras.layers.Flatten()(last.input)])
 
 
 def _refuse_foreign_classes(node: Any) -> None:

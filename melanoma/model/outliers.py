@@ -1,6 +1,6 @@
 """How unlike an image is to the dermoscopy images that a model was trained on.
 
-Two detectors look at the same statistics of colour and texture, and the surer one counts:
+Three detectors look, and the surest one counts. Two know statistics of colour and texture:
 
 - *unlike the known*: the squared Mahalanobis distance from the training images (covariance shrunk as by Ledoit and Wolf
   2004, doi:10.1016/S0047-259X(03)00096-4). It finds noise, pages, screens, even frames and grey pictures;
@@ -8,13 +8,21 @@ Two detectors look at the same statistics of colour and texture, and the surer o
   rather than one as it is; a multinomial logistic regression on such copies. With red and blue exchanged a picture is
   no farther out than a bluish nevus is, but far likelier an altered one.
 
-Each is scaled so that 99% of the validation images stay below 1; at least 98% do in both. A score over 1 says that a
-picture is not of the known kind. A score under 1 does not say that it is dermoscopy: close-ups of skin by a phone's
-camera pass, and so do some pictures whose green and blue are exchanged.
+The third knows the features of the model's own networks, where the training was given pictures that are no dermoscopy
+("outlier exposure", Hendrycks et al. 2019, arXiv:1812.04606):
+
+- *like the others*: the log odds that this is one of those, such as a close-up by a phone's camera, rather than
+  dermoscopy of any source; a logistic regression in which each source counts the same.
+
+Each of the first two is scaled so that 99.5% of the validation images stay below 1, and the third so that 98.5% do. A
+score over 1 says that a picture is not of the known kind. A score under 1 does not say that it is dermoscopy: some
+pictures whose green and blue are exchanged pass, and without the third detector so do close-ups.
 
 Greyscale copies of dermoscopy score over 1, as the model has learned from colours. Turned and mirrored pictures do not:
-the statistics do not know up from down.
+the statistics do not know up from down, and the features are means over orientations.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +34,9 @@ Floats = npt.NDArray[np.float64]
 # The wrong orders of red, green and blue. (2, 1, 0) is what OpenCV reads.
 CHANNEL_ORDERS = ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
-_QUANTILE = 0.99
+_QUANTILE = 0.995
+_FEATURE_QUANTILE = 0.985
+_FEATURE_PENALTY = 15.0  # on the squared coefficients, where all pictures together weigh 1,000
 _ALTERED = 2000  # images at most whose altered copies are learned: 5 orders and inversion make 12,000 of them
 _LEAST_SPREAD = 0.01  # else one bright pixel would be far out to a model of few images that have none
 _CLIP = 6.0  # standard deviations: no single statistic makes a picture an altered one
@@ -144,8 +154,23 @@ def _copies(small: np.ndarray) -> list[np.ndarray]:
     return [small, *(small[:, order] for order in CHANNEL_ORDERS), 255 - small]
 
 
+class FeatureModel(BaseModel):
+    """What `fit_features` has learned of k features of a model's networks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    # [k] each: the log odds of "no dermoscopy" are those of the features at 0, and these times the features.
+    coefficients: tuple[float, ...]
+    intercept: float
+    log_odds_at_0: float
+    log_odds_at_1: float
+
+
 class OutlierModel(BaseModel):
-    """What `fit` has learned and `scores` needs; `k` statistics (see `statistics`), `m` ways of altering colours."""
+    """What `fit` and `fit_features` have learned and `scores` needs.
+
+    `k` statistics (see `statistics`), `m` ways of altering colours.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -157,6 +182,7 @@ class OutlierModel(BaseModel):
     distance_at_1: float  # the squared distance that scores 1
     log_odds_at_0: float
     log_odds_at_1: float
+    of_features: FeatureModel | None = None  # None: the training knew no other pictures
 
 
 def fit(train: np.ndarray, validation: np.ndarray) -> OutlierModel:
@@ -195,13 +221,56 @@ def fit(train: np.ndarray, validation: np.ndarray) -> OutlierModel:
     )
 
 
-def scores(pixels: np.ndarray, model: OutlierModel) -> np.ndarray:
-    """float32 [n], 0 and up, of uint8 RGB [n, size, size, 3]; over 1 is unlike what the model was trained on."""
+def fit_features(known: np.ndarray, sources: Sequence[str], others: np.ndarray, validation: np.ndarray) -> FeatureModel:
+    """What tells dermoscopy from other pictures by the features of a model's networks.
+
+    Args:
+        known: float32 [n, k], the features of training images.
+        sources: [n], where these are from: each source counts the same, as does a camera that nobody knows.
+        others: float32 [m, k], of pictures that are no dermoscopy; they count as much as all sources together.
+        validation: float32 [v, k], of validation images: these scale the scores.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    mean, spread = known.mean(axis=0, dtype=np.float64), known.std(axis=0, dtype=np.float64)
+    spread += _LEAST_SPREAD * max(float(spread.max()), 1e-6)
+    _, source, counts = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
+    weights = np.concatenate([1 / counts[source] / len(counts), np.full(len(others), 1 / len(others))]) * 500
+    found = (np.concatenate([known, others]) - mean) / spread
+    kinds = np.repeat([0, 1], [len(known), len(others)])
+    regression = LogisticRegression(C=1 / _FEATURE_PENALTY, max_iter=2000).fit(found, kinds, sample_weight=weights)
+    coefficients = regression.coef_[0] / spread
+    intercept = float(regression.intercept_[0] - coefficients @ mean)
+    odds = validation.astype(np.float64) @ coefficients + intercept
+    low, high = np.median(odds), np.quantile(odds, _FEATURE_QUANTILE)
+    return FeatureModel(
+        coefficients=tuple(coefficients.tolist()),
+        intercept=intercept,
+        log_odds_at_0=float(low),
+        log_odds_at_1=float(max(high, low + 1)),
+    )
+
+
+def scores(pixels: np.ndarray, features: np.ndarray, model: OutlierModel) -> np.ndarray:
+    """How unlike n pictures are to what the model was trained on.
+
+    Args:
+        pixels: uint8 RGB [n, size, size, 3].
+        features: float32 [n, k], what the model's networks give for them.
+        model: What is known.
+
+    Returns:
+        float32 [n], 0 and up; over 1 is not of the known kind.
+    """
     standard = (statistics(pixels) - np.array(model.mean)) / np.array(model.spread)
     distances = _distances(standard, np.array(model.precision))
     odds = _log_odds(standard, np.array(model.coefficients), np.array(model.intercepts))
     low, high = model.log_odds_at_0, model.log_odds_at_1
-    return np.maximum(distances / model.distance_at_1, (odds - low) / (high - low)).astype(np.float32)
+    found = np.maximum(distances / model.distance_at_1, (odds - low) / (high - low))
+    if (third := model.of_features) is not None:
+        odds = features.astype(np.float64) @ np.array(third.coefficients) + third.intercept
+        found = np.maximum(found, (odds - third.log_odds_at_0) / (third.log_odds_at_1 - third.log_odds_at_0))
+    return found.astype(np.float32)
 
 
 def _distances(standard: Floats, precision: Floats) -> Floats:

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from melanoma.errors import MelanomaError
 from melanoma.model.bundle import Bundle
-from melanoma.model.predictor import Predictor
+from melanoma.model.predictor import Outputs, Predictor
 
 _LOOK_EVERY = 10.0  # seconds; sooner where none is there
 _TRIES = 10  # of one batch, each with a GPU that went away under it
@@ -66,16 +66,16 @@ class NetworkOnGpu:
             if not ray.get(registry.begin.remote(actor)):
                 raise MelanomaError(f"it was killed {_STARTS} times as it started")
             self._predictor = Predictor(bundle, batch_size)
-            self.logits(np.zeros((1, bundle.input_size, bundle.input_size, 3), np.uint8))
+            self.outputs(np.zeros((1, bundle.input_size, bundle.input_size, 3), np.uint8))
         except Exception as error:
             words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
             ray.get(registry.fail.remote(f"The network cannot run on a GPU of {socket.gethostname()}: {words}."))
             raise
         ray.get(registry.add.remote(ray.get_runtime_context().current_actor, actor))
 
-    def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 [n, classes] of uint8 RGB [n, size, size, 3]."""
-        return self._predictor.logits(pixels)
+    def outputs(self, pixels: np.ndarray) -> Outputs:
+        """Of uint8 RGB [n, size, size, 3]."""
+        return self._predictor.outputs(pixels)
 
 
 class Networks:
@@ -119,7 +119,7 @@ class Question:
 
     pixels: np.ndarray
     key: str  # of the network
-    answer: Any  # Ray's reference to its logits
+    answer: Any  # Ray's reference to its outputs
 
 
 class Gpus:
@@ -138,13 +138,13 @@ class Gpus:
                 time.sleep(1)
             self._networks, self._looked = list(networks.items()), time.monotonic()
         key, network = self._networks[next(self._turn) % len(self._networks)]
-        return Question(pixels, key, network.logits.remote(pixels))
+        return Question(pixels, key, network.outputs.remote(pixels))
 
-    def answer(self, question: Question) -> np.ndarray:
-        """The logits; of a network that went away another is asked."""
+    def answer(self, question: Question) -> Outputs:
+        """Its outputs; of a network that went away another is asked."""
         for _ in range(_TRIES):
             try:
-                answer: np.ndarray = ray.get(question.answer)
+                answer: Outputs = ray.get(question.answer)
                 return answer
             except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
                 ray.get(self._registry.remove.remote(question.key))

@@ -92,7 +92,7 @@ class _Batch:
 
     images: list[_Image]
     pixels: np.ndarray  # uint8 RGB [n, size, size, 3]
-    logits: Any  # float32 [n, classes], or the question to a GPU
+    outputs: Any  # see melanoma.model.predictor, or the question to a GPU
 
 
 def images_of(uri: str, loaded: Loaded) -> list[_Image]:
@@ -228,13 +228,13 @@ class ShardScorer:
         if self._gpus:
             return _Batch(images, pixels, self._gpus.ask(pixels))
         assert self._predictor
-        return _Batch(images, pixels, self._predictor.logits(pixels))
+        return _Batch(images, pixels, self._predictor.outputs(pixels))
 
     def _scores(self, batch: _Batch) -> pa.Table:
-        logits = self._gpus.answer(batch.logits) if self._gpus else batch.logits
+        outputs = self._gpus.answer(batch.outputs) if self._gpus else batch.outputs
         images = batch.images
         patients = [self._privacy.columns(image.header) for image in images]
-        predicted = columns(self._bundle, batch.pixels, logits)
+        predicted = columns(self._bundle, batch.pixels, outputs)
         hashes = [
             perceptual_hash(Image.fromarray(pixels)) if level != "none" else None
             for pixels, level in zip(batch.pixels, predicted["alert_level"], strict=True)

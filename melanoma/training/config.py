@@ -162,6 +162,8 @@ class TrainConfig(Model):
     # Over how many orientations of an image predictions are averaged: itself, mirrored, turned. Costs as many times.
     test_time_flips: Literal[1, 2, 4, 8] = 1
     operating_point: OperatingPoint = OperatingPoint()
+    # Folders of pictures that are no dermoscopy, such as close-ups: the outlier score learns to refuse their like.
+    others: tuple[Place, ...] = ()
     # Store kernels in half precision, which halves the bundle's file; what is measured is the network of that file.
     half_kernels: bool = False
     licence: str | None = None  # of the weights, for the model card

@@ -37,6 +37,7 @@ import tensorflow as tf
 from melanoma import storage, taxonomy
 from melanoma.errors import InputError
 from melanoma.model import keras_settings
+from melanoma.model.bundle import MEMBER
 from melanoma.model.keras_settings import keras
 from melanoma.training import lite
 from melanoma.training.config import LITE_NETWORKS, Network
@@ -125,7 +126,7 @@ def ensemble(members: Sequence[keras.Model], size: int) -> keras.Model:
     inputs = keras.Input((size, size, 3), dtype="uint8", name="image")
     logits = []
     for number, member in enumerate(members):
-        member.name = f"member_{number}"
+        member.name = f"{MEMBER}{number}"
         logits.append(member(inputs))
     return keras.Model(inputs, keras.layers.Average(name="logits")(logits), name="ensemble")
 

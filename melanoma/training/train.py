@@ -20,11 +20,12 @@ from melanoma.evaluation.run import Evaluation, evaluate_frame
 from melanoma.evaluation.wording import training_gap
 from melanoma.imaging.decode import PREPROCESSING
 from melanoma.model import bundle as bundles
-from melanoma.model import device, outliers
+from melanoma.model import device
 from melanoma.model.bundle import Bundle
 from melanoma.model.manifest import Calibration, Draft, Member, Thresholds, TrainingFacts
+from melanoma.model.outliers import OutlierModel
 from melanoma.model.predictor import CompiledNetwork, calibrated
-from melanoma.training import fit, loop, networks, plan, tracking, twin
+from melanoma.training import fit, loop, networks, others, plan, tracking, twin
 from melanoma.training.augment import operations
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import DevelopmentSet, TrainingData, development_rows
@@ -65,6 +66,7 @@ def train(
         config = config.model_copy(update={"run_name": fit.new_run_name()})
     ray_session.connect()
     fit.check_resources(config, say)
+    foreign = others.read(config, say)
     rows = development_rows(frame)
     on_distribution(_class_distribution(config, rows))
     train_count = int((rows["split"] == "train").sum())
@@ -82,7 +84,7 @@ def train(
     )
     members = _train_members(config, data, on_epoch, say)
     say("Calibrating and measuring.")
-    bundle = _write_bundle(config, frame, development, members, exhibit)
+    bundle = _write_bundle(config, frame, development, members, exhibit, foreign)
     tracking.note_model(_member_configs(config), bundle.version, say)
     return bundle
 
@@ -247,6 +249,7 @@ def _write_bundle(
     development: DevelopmentSet,
     members: list[Trained],
     exhibit: twin.Exhibit | None,
+    foreign: others.Others | None,
 ) -> Bundle:
     """Calibrate, choose thresholds, measure and write.
 
@@ -256,6 +259,7 @@ def _write_bundle(
         development: The images of train and validation, without copies.
         members: The networks of the ensemble.
         exhibit: The leaked twin, or None.
+        foreign: Pictures that are no dermoscopy, or None.
     """
     models = [member.model for member in members]
     model = models[0] if len(models) == 1 else networks.ensemble(models, config.image_size)
@@ -264,15 +268,24 @@ def _write_bundle(
         "training_images.parquet": seen.training_images(development.rows),
     }
     validation = development.images[development.train_count :]
-    logits = CompiledNetwork(files["model.keras"], config.image_size, config.test_time_flips).logits(validation)
+    network = CompiledNetwork(files["model.keras"], config.image_size, config.test_time_flips)
+    outputs = network.outputs(validation)
+    logits = outputs.logits
     training = _training_facts(config, frame, development, members, int(model.count_params()))
     if exhibit:
         beside = exhibit.model_copy(update={"honest_validation": _honest_figures(config, development, logits)})
         training = training.model_copy(update={"leaked_twin": beside.to_json()})
-    unmeasured = _draft(config, development, logits, training)
+    known = others.outlier_model(config, development, network, outputs, foreign)
+    unmeasured = _draft(config, development, logits, training, known)
     split = "validation" if schema.usable(frame, "test").empty else "test"
     report = evaluate_frame(
-        bundles.seal(unmeasured, files), frame, split, config.catalog, seed=config.seed, show_images=config.show_images
+        bundles.seal(unmeasured, files),
+        frame,
+        split,
+        config.catalog,
+        seed=config.seed,
+        others=foreign.measured if foreign else None,
+        show_images=config.show_images,
     )
     nothing = _learned_nothing(config, development, logits, unmeasured)
     metrics = {"split": split, **_figures(report), **({"learned_nothing": nothing} if nothing else {})}
@@ -285,7 +298,13 @@ def _write_bundle(
         raise MelanomaError(f"The bundle cannot be written to {config.out}: {error}") from None
 
 
-def _draft(config: TrainConfig, development: DevelopmentSet, logits: np.ndarray, training: TrainingFacts) -> Draft:
+def _draft(
+    config: TrainConfig,
+    development: DevelopmentSet,
+    logits: np.ndarray,
+    training: TrainingFacts,
+    known: OutlierModel,
+) -> Draft:
     """All that the bundle will say but what is measured.
 
     Args:
@@ -293,6 +312,7 @@ def _draft(config: TrainConfig, development: DevelopmentSet, logits: np.ndarray,
         development: The images of train and validation.
         logits: float32 [n, classes] of the validation images.
         training: What was trained.
+        known: Which images are of the known kind.
     """
     count = development.train_count
     labels = development.labels[count:]
@@ -309,7 +329,7 @@ def _draft(config: TrainConfig, development: DevelopmentSet, logits: np.ndarray,
             development.groups[count:],
             development.rows["source"].tolist()[count:],
         ),
-        outliers=outliers.fit(development.images[:count], development.images[count:]),
+        outliers=known,
         training=training,
         versions={
             "melanoma": program_version(),

@@ -56,7 +56,7 @@ def test_intervals_are_exact_and_every_picture_counts(
     assert rows["dermoscopy"].n == 100
     assert rows["dermoscopy upside down"].n == 50
     assert rows["dermoscopy upside down"].rejected.method == "exact binomial over groups"
-    scores = outliers.scores(lesion_pixels[300:], predictor.bundle.manifest.outliers)
+    scores = predictor.outlier_scores(lesion_pixels[300:])
     found = rows["dermoscopy"].rejected
     exact = binomtest(int((scores > 1).sum()), 100).proportion_ci(method="exact")
     assert found.value == pytest.approx((scores > 1).mean(), abs=1e-12)

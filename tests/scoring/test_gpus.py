@@ -13,6 +13,7 @@ import ray
 
 from melanoma import config, ray_session
 from melanoma.errors import MelanomaError
+from melanoma.model.predictor import Outputs
 from melanoma.scoring import gpus
 from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.run import Outcome, score
@@ -30,10 +31,10 @@ class Network:
         context = ray.get_runtime_context()
         ray.get(registry.add.remote(context.current_actor, context.get_actor_id()))
 
-    def logits(self, pixels: np.ndarray) -> np.ndarray:
+    def outputs(self, pixels: np.ndarray) -> Outputs:
         if self._deaths:
             os._exit(1)
-        return np.full(len(pixels), self._number)
+        return Outputs(np.full(len(pixels), self._number), np.zeros((len(pixels), 0)))
 
 
 @pytest.fixture
@@ -63,19 +64,19 @@ def network(registry: Any) -> Iterator[Callable[..., Any]]:
 def test_networks_that_come_are_used_and_those_that_go_are_not(registry: Any, network: Callable[..., Any]) -> None:
     first = network(1.0)
     worker = gpus.Gpus(registry)
-    assert worker.answer(worker.ask(PIXELS)).tolist() == [1.0, 1.0]
+    assert worker.answer(worker.ask(PIXELS)).logits.tolist() == [1.0, 1.0]
     network(2.0)
-    answers = {gpus.Gpus(registry).answer(asked)[0] for asked in _asked_twice(registry)}
+    answers = {gpus.Gpus(registry).answer(asked).logits[0] for asked in _asked_twice(registry)}
     assert answers == {1.0, 2.0}
     ray.kill(first)
     with pytest.raises(ray.exceptions.RayActorError):  # `kill` returns before it is dead
         _ask_for_ever(first)
-    assert [worker.answer(worker.ask(PIXELS))[0] for _ in range(3)] == [2.0] * 3
+    assert [worker.answer(worker.ask(PIXELS)).logits[0] for _ in range(3)] == [2.0] * 3
 
 
 def _ask_for_ever(network: Any) -> None:
     while True:
-        ray.get(network.logits.remote(PIXELS))
+        ray.get(network.outputs.remote(PIXELS))
 
 
 def _asked_twice(registry: Any) -> list[gpus.Question]:
