@@ -2,8 +2,8 @@
 other pictures it finds.
 
 The other pictures are copies of the dermoscopy with altered colours or without form, generated noise, frames, pages and
-screens, and what the caller brings, such as phone photographs. The score has seen the other channel orders and
-inversion before, on training images; everything else is new to it.
+screens, and what the caller brings, such as phone photographs. The score has seen the other channel orders, inverted
+and grey copies before, of training images, and pictures like those that its training was given; all else is new to it.
 """
 
 import textwrap
