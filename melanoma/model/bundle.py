@@ -240,6 +240,22 @@ def features_of(network: Any) -> Any:
     return keras.Model(network.inputs, [network.outputs[0], keras.layers.Flatten()(last.input)])
 
 
+def with_float_input(model: Any) -> Any:
+    """The same Keras network, of float32 RGB from 0 to 255: an image of integers has no gradient."""
+    network = type(model).from_config(_with_float_input(model.get_config()))
+    network.set_weights(model.get_weights())
+    return network
+
+
+def _with_float_input(node: Any) -> Any:
+    if isinstance(node, dict):
+        changed = {key: _with_float_input(value) for key, value in node.items()}
+        if node.get("class_name") == "InputLayer":
+            changed["config"] = {**changed["config"], "dtype": "float32"}
+        return changed
+    return [_with_float_input(part) for part in node] if isinstance(node, list | tuple) else node
+
+
 def _refuse_foreign_classes(node: Any) -> None:
     # Keras builds whatever class a configuration names; safe_mode stops only some of them (CVE-2024-3660,
     # CVE-2025-1550). A network needs Keras's own layers, initializers and policies, and no Lambda.

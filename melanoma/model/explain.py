@@ -1,94 +1,89 @@
-"""What raised the melanoma probability of an image: LayerCAM (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943)."""
+"""What raised the melanoma probability of an image: the part of it without which the model sees least of a melanoma.
+
+Of all regions of a fixed size, that is sought whose covering lowers the log-odds of melanoma most: an extremal
+perturbation (Fong, Patrick and Vedaldi 2019, doi:10.1109/ICCV.2019.00304). Whether a cell is covered is relaxed to a
+share of 0 to 1, and the shares are found by the method of Frank and Wolfe (Jaggi 2013, ICML), each step of which goes
+towards the cells that the gradient names. tests/benchmarks/explanations.py compares it with LayerCAM, integrated
+gradients and occlusion, which mark what lies in the picture rather than what matters.
+"""
 
 import io
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from melanoma import taxonomy
-from melanoma.model.bundle import Bundle, load_model
+from melanoma.model.bundle import Bundle, load_model, with_float_input
 from melanoma.model.predictor import orientations
 
-# The side of the activations that are used, or the nearest to it: of the sides that were tried, this one found best
-# what matters, see tests/benchmarks/explanations.py.
-_CELLS = 24
+_CELLS = 40  # a side of the map; finer ones find more, and fall apart into specks
+_STEPS = 16
 _UNDONE_BY = (0, 1, 2, 3, 4, 6, 5, 7)  # of `orientations`: all undo themselves but two, which undo each other
 SHARE = 0.15  # of a picture that is covered to see whether it matters
 _BORDER = 16  # the outermost sixteenth of each side
 _MELANOMA = taxonomy.CODES.index(taxonomy.MELANOMA)
+
+Floats = npt.NDArray[np.float64]
 
 
 class Explainer:
     """A bundle's model, ready to explain. Not for several threads at once."""
 
     def __init__(self, bundle: Bundle) -> None:
-        from melanoma.model.keras_settings import keras
-
-        self._model = load_model(bundle.model)
-        self._tape: Any = None
-        # The networks of an ensemble and the backbone of a network are models inside the model: what the layers of each
-        # give is kept apart, in the order of their calls.
-        self._given: dict[str, list[Any]] = {}
-        for layer in self._model.layers:
-            name = layer.name if isinstance(layer, keras.Model) else ""
-            self._record(layer, self._given.setdefault(name, []))
-
-    def heat(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 [cells, cells], 0 to 1: how much each region raised the log-odds of melanoma; the most is 1.
-
-        `pixels` uint8 RGB [size, size, 3]. All zeros where no region raised it. The map is the mean over all eight
-        orientations of the picture, whatever number the bundle predicts in: one alone gives a noisier map. An
-        ensemble's map is the sum over its networks. The value of a cell with activations a and gradients g is
-        max(0, sum over channels of max(0, g) a).
-        """
         import tensorflow as tf
 
-        for given in self._given.values():
-            given.clear()
-        views = orientations(tf)
-        images = tf.concat([view(tf.constant(pixels[None])) for view in views], axis=0)
-        with tf.GradientTape() as self._tape:
-            log_probabilities = tf.nn.log_softmax(self._model(images, training=False))
-            of_others = tf.concat([log_probabilities[:, :_MELANOMA], log_probabilities[:, _MELANOMA + 1 :]], axis=1)
-            log_odds = log_probabilities[:, _MELANOMA] - tf.reduce_logsumexp(of_others, axis=1)
-        activations = [found for given in self._given.values() if (found := _chosen(given, len(pixels))) is not None]
-        heat = np.zeros((1, 1), dtype=np.float32)
-        for activation, gradient in zip(activations, self._tape.gradient(log_odds, activations), strict=True):
-            maps = tf.nn.relu(tf.reduce_sum(tf.nn.relu(gradient) * activation, axis=-1, keepdims=True))
-            undone = [views[place](maps[i : i + 1]) for i, place in enumerate(_UNDONE_BY)]
-            mean = tf.reduce_mean(tf.concat(undone, axis=0), axis=0)[..., 0].numpy()
-            heat = mean + _resized(heat, len(mean))
-        return np.asarray(heat / heat.max() if heat.max() > 0 else heat, dtype=np.float32)
+        self._tensor, self._views = tf.constant, orientations(tf)
+        network = with_float_input(load_model(bundle.model))
 
-    def _record(self, layer: Any, given: list[Any]) -> None:
-        """Have `layer`, or the layers inside it, append the maps that they give to `given` at each call."""
-        if hasattr(layer, "layers"):
-            for part in layer.layers:
-                self._record(part, given)
-            return
-        call = layer.call
+        def log_odds_gradient(images: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(images)
+                log_probabilities = tf.nn.log_softmax(network(images, training=False))
+                of_others = tf.concat([log_probabilities[:, :_MELANOMA], log_probabilities[:, _MELANOMA + 1 :]], axis=1)
+                log_odds = log_probabilities[:, _MELANOMA] - tf.reduce_logsumexp(of_others, axis=1)
+            return tape.gradient(log_odds, images)
 
-        def recorded(*arguments: Any, **options: Any) -> Any:
-            result = call(*arguments, **options)
-            if len(getattr(result, "shape", ())) == 4 and result.dtype.is_floating:
-                # An image of integers has no gradient, and where all weights are frozen nothing else would be watched.
-                self._tape.watch(result)
-                given.append(result)
-            return result
+        signature = tf.TensorSpec((1, bundle.input_size, bundle.input_size, 3), tf.float32)
+        self._gradient = tf.function(log_odds_gradient, input_signature=[signature])
 
-        layer.call = recorded
+    def heat(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [cells, cells], 0 to 1: how surely each cell belongs to the region that raised the log-odds of
+        melanoma most, of all regions of `SHARE` of the picture; the most is 1.
+
+        `pixels` uint8 RGB [size, size, 3]. All zeros where no region raised it. The orientations of the picture are
+        looked at in turn, all eight of them, whatever number the bundle predicts in.
+        """
+        cells = min(_CELLS, len(pixels))
+        cell_of = np.arange(len(pixels)) * cells // len(pixels)
+        change = border_colour(pixels) - pixels.astype(np.float64)
+        shares = np.full((cells, cells), SHARE)
+        for step in range(_STEPS):
+            picture = pixels + shares[cell_of][:, cell_of, None] * change
+            gradient = self._gradient_of(picture, step % len(self._views))
+            slopes = _summed((gradient * change).sum(axis=-1), cell_of, cells)
+            shares += 2 / (step + 2) * (_steepest(slopes) - shares)
+        return np.asarray(shares / shares.max() if shares.max() > 0 else shares, dtype=np.float32)
+
+    def _gradient_of(self, picture: Floats, view: int) -> Floats:
+        """[size, size, 3]: what the log-odds gain by each value of a picture, as seen in one orientation."""
+        seen = self._views[view](self._tensor(picture[None].astype(np.float32)))
+        return np.asarray(self._views[_UNDONE_BY[view]](self._gradient(seen))[0], dtype=np.float64)
 
 
-def _chosen(given: Sequence[Any], size: int) -> Any:
-    """The last activations, [n, cells, cells, channels], of those whose side is nearest to `_CELLS`; None if none are.
+def _summed(values: Floats, cell_of: npt.NDArray[Any], cells: int) -> Floats:
+    """[cells, cells]: the sums of [size, size] over the pixels of each cell."""
+    first = np.searchsorted(cell_of, np.arange(cells))
+    return np.asarray(np.add.reduceat(np.add.reduceat(values, first, axis=0), first, axis=1))
 
-    The last of a side are what the network reduces next.
-    """
-    maps = [tensor for tensor in given if 1 < tensor.shape[1] < size]
-    return min(reversed(maps), key=lambda tensor: abs(math.log(tensor.shape[1] / _CELLS)), default=None)
+
+def _steepest(slopes: Floats) -> Floats:
+    """1 for the `SHARE` of cells whose covering lowers the log-odds most, where it lowers them; 0 for the others."""
+    chosen = np.zeros(slopes.size)
+    order = np.argsort(slopes.ravel(), kind="stable")[: round(SHARE * slopes.size)]
+    chosen[order] = slopes.ravel()[order] < 0
+    return chosen.reshape(slopes.shape)
 
 
 def hottest(heat: np.ndarray, size: int, share: float = SHARE) -> np.ndarray:
@@ -100,16 +95,19 @@ def hottest(heat: np.ndarray, size: int, share: float = SHARE) -> np.ndarray:
 
 
 def covered(pixels: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """The picture with a region painted over: to see whether the region matters.
+    """The picture with a region painted over in `border_colour`: to see whether the region matters.
 
-    `pixels` uint8 RGB [size, size, 3], as is the result; `region` bool [size, size]. The colour is the median of the
-    picture's border, which is skin as a rule: the mean of the whole has the lesion in it.
+    `pixels` uint8 RGB [size, size, 3], as is the result; `region` bool [size, size].
     """
+    return np.where(region[..., None], border_colour(pixels), pixels)
+
+
+def border_colour(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [3]: the median of a picture's border, which is skin as a rule; in the mean of the whole is the lesion."""
     width = max(1, len(pixels) // _BORDER)
-    border = np.ones(region.shape, dtype=bool)
+    border = np.ones(pixels.shape[:2], dtype=bool)
     border[width:-width, width:-width] = False
-    colour = np.median(pixels[border], axis=0).round().astype(np.uint8)
-    return np.where(region[..., None], colour, pixels)
+    return np.asarray(np.median(pixels[border], axis=0).round().astype(np.uint8))
 
 
 def overlay(image: Image.Image, heat: np.ndarray, p_melanoma: float) -> bytes:

@@ -107,6 +107,11 @@ def lesion_at(row: int, column: int, radius: int = 9) -> np.ndarray:
     return np.where(disc[..., None], (60, 30, 25), SKIN).astype(np.uint8)
 
 
+def bright(pixels: np.ndarray) -> np.ndarray:
+    """bool [64, 64]"""
+    return np.asarray(pixels.mean(axis=-1) > 128)
+
+
 def centre(heat: np.ndarray) -> np.ndarray:
     """Row and column of the middle of the heat, in pixels of the picture."""
     scale = SIZE / len(heat)
@@ -121,7 +126,7 @@ def p_melanoma(predictor: Predictor, pixels: np.ndarray) -> float:
 def test_the_map_moves_with_the_lesion(seer: Bundle, place: tuple[int, int]) -> None:
     heat = Explainer(seer).heat(lesion_at(*place))
     assert heat.dtype == np.float32
-    assert heat.shape == (SIZE // 2, SIZE // 2)
+    assert heat.shape == (40, 40)
     assert (heat.min(), heat.max()) == (0, 1)
     np.testing.assert_allclose(centre(heat), place, atol=3)
 
@@ -144,19 +149,18 @@ def test_the_marked_region_matters(seer: Bundle) -> None:
 def test_a_region_that_speaks_against_melanoma_is_not_marked(bundle: Bundle) -> None:
     pixels = 255 - lesion_at(20, 40)  # a bright disc on dark ground
     heat = Explainer(with_model(bundle, dark_seer("pooled"))).heat(pixels)
-    assert heat[20 // 2, 40 // 2] < 0.05
-    assert heat[50 // 2, 10 // 2] > 0.5
+    found = hottest(heat, SIZE)
+    assert not found[20, 40]
+    assert found[bright(pixels)].mean() < 0.02
 
 
 def test_each_member_of_an_ensemble_is_heard(bundle: Bundle) -> None:
     pixels = np.minimum(lesion_at(14, 20), lesion_at(50, 44))
-    explainer = Explainer(with_model(bundle, dark_seer("ensemble")))
-    heat = explainer.heat(pixels)
-    # Turned upside down, the half that one member does not see is another: the mean over orientations sees both.
-    assert heat[7, 10] == pytest.approx(1, abs=0.1)
-    assert heat[25, 22] == pytest.approx(1, abs=0.1)
-    other = Explainer(with_model(bundle, dark_seer("pooled"))).heat(pixels)
-    assert np.abs(heat - other).max() > 0
+    heat = Explainer(with_model(bundle, dark_seer("ensemble"))).heat(pixels)
+    # Turned upside down, the half that one member does not see is another: over the orientations both are seen.
+    found = hottest(heat, SIZE)
+    assert found[14, 20]
+    assert found[50, 44]
 
 
 def test_the_answer_does_not_depend_on_what_was_explained_before(seer: Bundle) -> None:
@@ -178,18 +182,21 @@ def test_an_oriented_picture_has_the_oriented_map(bundle: Bundle, lesion: Callab
     pixels = decode(lesion("MEL", 3), SIZE).pixels
     heat = explainer.heat(pixels)
     assert np.ptp(heat) > 0.5
+    # The orientations are looked at in another order then, so the maps are alike and not equal.
     for view in orientations(tf):
-        turned = view(tf.constant(pixels[None]))[0].numpy()
-        np.testing.assert_allclose(explainer.heat(turned), view(heat[None, ..., None])[0, ..., 0], atol=1e-3)
+        turned = explainer.heat(view(tf.constant(pixels[None]))[0].numpy())
+        alike = np.corrcoef(turned.ravel(), np.asarray(view(heat[None, ..., None]))[..., 0].ravel())[0, 1]
+        assert alike > 0.8
 
 
 @pytest.mark.parametrize(
     ("network", "size", "cells"),
     [
-        (Network(width=4), 96, 24),
-        (Network(name="student", width=4), 96, 24),
-        (Network(width=4, blocks=(1, 1), normalization="group", colour_constancy=6), 32, 16),
-        pytest.param(Network(name="MobileNetV3Small", colour_constancy=6), 96, 24, marks=pytest.mark.slow),
+        (Network(width=4), 96, 40),
+        (Network(name="student", width=4), 96, 40),
+        (Network(name="EfficientNetLite0"), 64, 40),
+        (Network(width=4, blocks=(1, 1), normalization="group", colour_constancy=6), 32, 32),
+        pytest.param(Network(name="MobileNetV3Small", colour_constancy=6), 96, 40, marks=pytest.mark.slow),
     ],
 )
 def test_the_networks_of_this_program_and_ensembles_of_them_are_explained(
@@ -206,14 +213,13 @@ def test_the_networks_of_this_program_and_ensembles_of_them_are_explained(
     np.testing.assert_allclose(Explainer(with_model(bundle, twice)).heat(pixels), alone, atol=1e-3)
 
 
-def test_a_network_without_maps_explains_nothing(bundle: Bundle) -> None:
+def test_where_covering_never_lowers_it_nothing_is_marked(bundle: Bundle) -> None:
     import keras
 
     inputs = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
-    heat = Explainer(with_model(bundle, keras.Model(inputs, keras.layers.Dense(len(taxonomy.CODES))(x)))).heat(
-        lesion_at(20, 40)
-    )
+    head = keras.layers.Dense(len(taxonomy.CODES), kernel_initializer="zeros")
+    heat = Explainer(with_model(bundle, keras.Model(inputs, head(x)))).heat(lesion_at(20, 40))
     assert not heat.any()
     image = Image.fromarray(lesion_at(20, 40))
     assert Image.open(io.BytesIO(overlay(image, heat, 0.9))).tobytes() == image.tobytes()
