@@ -203,7 +203,8 @@ def _model(metrics: Metrics, details: Details) -> dict[str, Any]:
     trained = {label for counts in details.class_counts.values() for label in counts}
     versions = ", ".join(f"{name} {value}" for name, value in details.versions.items())
     return {
-        "thresholds": {name: value for name, value in details.thresholds.items() if not isinstance(value, Mapping)},
+        "thresholds": _plain(details.thresholds),
+        "malignancy_thresholds": _plain(details.thresholds.get("malignancy") or {}),
         "exhibit": _exhibit(metrics, details),
         "published": PUBLISHED,
         "trained_labels": sorted(trained, key=lambda label: (CODES.index(codes_of(label)[0]), label)),
@@ -218,6 +219,10 @@ def _model(metrics: Metrics, details: Details) -> dict[str, Any]:
             **details.fingerprints,
         },
     }
+
+
+def _plain(thresholds: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in thresholds.items() if value is not None and not isinstance(value, Mapping)}
 
 
 def _is_unknown(column: ColumnCounts) -> bool:
