@@ -1,7 +1,7 @@
 """The operating point that a department has chosen: a file of `melanoma threshold`, and a bundle that takes it.
 
-The file holds thresholds in place of the bundle's, for this very model alone, and what they gave on the images that they
-were chosen on. `melanoma.evaluation.department` makes it.
+The file holds thresholds in place of the bundle's, for this very model alone, and what they gave on the images that
+they were chosen on. `melanoma.evaluation.department` makes it.
 """
 
 import dataclasses

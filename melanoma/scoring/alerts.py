@@ -25,10 +25,10 @@ def ranked(raised: pa.Table, earlier: pa.Table) -> pa.Table:
     """The alerts, `tables.ALERTS`, of raised scores, `tables.SCORES`.
 
     They stand in the order of `tables.by_rank`. Images with the same bytes or of one photograph (near-duplicates,
-    `melanoma.imaging.hashing`) are one alert: that of the first. The others are its `copies`, and one that is held back holds the alert back, too. `first_raised` is the
-    date of the first of the `earlier` alerts (`EARLIER`) that shows the same photograph, or null. Images of different
-    patients never show the same. Each image is compared with the one that is shown: a chain of images, each a little
-    like the next, must not hide one that is like none.
+    `melanoma.imaging.hashing`) are one alert: that of the first. The others are its `copies`, and one that is held
+    back holds the alert back, too. `first_raised` is the date of the first of the `earlier` alerts (`EARLIER`) that
+    shows the same photograph, or null. Images of different patients never show the same. Each image is compared with
+    the one that is shown: a chain of images, each a little like the next, must not hide one that is like none.
     """
     # Heavy, and `by_patient` needs none of it.
     from melanoma.scoring import photographs

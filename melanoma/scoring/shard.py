@@ -111,7 +111,7 @@ def most_suspicious_frames(scores: pa.Table) -> pa.Table:
     for row in tables.by_rank(scores).to_pylist():
         if best[uris[row]] < 0:
             best[uris[row]] = row
-    return scores.take(pa.array(best.values(), pa.int64()))
+    return scores.take(pa.array(list(best.values()), pa.int64()))
 
 
 class ShardScorer:

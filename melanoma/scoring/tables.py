@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from melanoma import storage
-from melanoma.model.triage import ALERT_LEVELS, MALIGNANCY, PREDICTION_FIELDS
+from melanoma.model.triage import MALIGNANCY, PREDICTION_FIELDS
 
 # What a DICOM header says of one image, as `melanoma.privacy` lets it out; null where there is none.
 PATIENT_FIELDS: list[pa.Field] = [
@@ -73,17 +73,14 @@ def by_rank(scores: pa.Table) -> pa.Array:
     """
     alone = pc.fill_null(pc.equal(scores["alert_reason"], MALIGNANCY), False)
     keys = {
-        "level": pc.index_in(scores["alert_level"], pa.array(ALERT_LEVELS)),
+        "is_urgent": pc.equal(scores["alert_level"], "urgent").cast(pa.int8()),
+        "is_raised": pc.not_equal(scores["alert_level"], "none").cast(pa.int8()),
         "is_alone": alone.cast(pa.int8()),
         "probability": pc.if_else(alone, scores["p_malignant"], scores["p_melanoma"]),
         "image_uri": scores["image_uri"],
     }
-    order = [
-        ("level", "descending"),
-        ("is_alone", "ascending"),
-        ("probability", "descending"),
-        ("image_uri", "ascending"),
-    ]
+    falling = ["is_urgent", "is_raised", "probability"]
+    order = [(name, "descending" if name in falling else "ascending") for name in keys]
     return pc.sort_indices(pa.table(keys), order)
 
 
