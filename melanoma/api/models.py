@@ -36,8 +36,10 @@ def load(bundle: Place | None = None, operating_point: Place | None = None) -> "
 
     Example: ``m.load().predict("lesion.jpg")``
 
-    With an `operating_point`, a file of `melanoma threshold`, it raises images by those thresholds. Raises InputError
-    where the bundle is missing, was changed, or is of another version, and where the operating point is of another model.
+    With an `operating_point`, a file of `melanoma threshold`, it raises images by those thresholds.
+
+    Raises InputError where the bundle is missing, was changed, or is of another version, and where the operating point
+    is of another model.
     """
     from melanoma.model import bundle as bundles
     from melanoma.model.department import at_operating_point
@@ -102,8 +104,8 @@ class TrainedModel:
 
     @property
     def thresholds(self) -> "Thresholds":
-        """The probabilities of melanoma, `review` and `urgent`, from which an image is raised, and in `malignancy` those of
-        all that is malignant, or None where that is not asked."""
+        """The probabilities of melanoma, `review` and `urgent`, from which an image is raised, and in `malignancy` those
+        of all that is malignant, or None where that is not asked."""
         return self.bundle.thresholds
 
     @property
@@ -129,8 +131,9 @@ class TrainedModel:
 
         Returns:
             `image_uri` and `content_sha256` where there are any; the columns of `melanoma.model.triage`, such as
-            `p_melanoma`, `diagnosis`, `alert_level` and `alert_reason`; and `error_kind` and `error` of an image that cannot be read.
-            With `explain`, `explanation_uri` and `p_melanoma_covered`, the probability without the marked region.
+            `p_melanoma`, `diagnosis`, `alert_level` and `alert_reason`; and `error_kind` and `error` of an image that
+            cannot be read. With `explain`, `explanation_uri` and `p_melanoma_covered`, the probability without the
+            marked region.
 
         Raises:
             InputError: An array is not such pixels, or an explanation cannot be written.

@@ -63,8 +63,8 @@ def _print_prediction(row: dict[str, Any], thresholds: "Thresholds") -> None:
     )
     if asked := thresholds.malignancy:
         answer.print(
-            f"The probability of any malignancy is {row['p_malignant']:.1%}; review begins at {asked.review:.1%}, urgent "
-            f"at {asked.urgent:.1%}. Raised for: {row['alert_reason'] or 'neither question'}."
+            f"The probability of any malignancy is {row['p_malignant']:.1%}; review begins at {asked.review:.1%}, "
+            f"urgent at {asked.urgent:.1%}. Raised for: {row['alert_reason'] or 'neither question'}."
         )
     if is_known:
         answer.print(_meaning(row["alert_level"], row["alert_reason"], asks_malignancy=asked is not None))
@@ -81,7 +81,7 @@ def _print_prediction(row: dict[str, Any], thresholds: "Thresholds") -> None:
 def _meaning(level: str, reason: str | None, asks_malignancy: bool) -> str:
     """What an alert level means, for the question that has raised the image, or for those that have not."""
     if reason == "malignancy":
-        return _MEANING[level].format(what="a malignancy, other than melanoma,", whats="malignancies")
+        return _MEANING[level].format(what="a malignancy", whats="malignancies")
     either = asks_malignancy and reason is None
     return _MEANING[level].format(
         what="a melanoma or another malignancy" if either else "a melanoma", whats="melanomas"

@@ -75,7 +75,8 @@ def _print(point: "DepartmentPoint") -> None:
     assert levels
     assert levels.operating_point
     console.answer.print(
-        f"Model {point.model_version}, {point.question}: review from {levels.review:.2%}, urgent from {levels.urgent:.2%}."
+        f"Model {point.model_version}, {point.question}: review from {levels.review:.2%}, urgent from "
+        f"{levels.urgent:.2%}."
     )
     console.answer.print(f"Chosen {levels.chosen}.")
     figures = levels.operating_point

@@ -1,9 +1,9 @@
 """The table of predictions that an evaluation measures: one row an image.
 
 Its columns: `uri`, `image_id`, `group_id`, `label` (never null), `p_AK` ... `p_VASC` (sum 1), `p_melanoma` and
-`threshold` (one value in all rows; NaN: none is known); where the urgent level is measured too, `threshold_urgent`; where
-any malignancy is asked too, `p_malignant`, `threshold_malignancy` and `threshold_malignancy_urgent`. A model that gives
-nothing but a probability of melanoma has no `p_AK` ... `p_VASC`, and no figure of classes.
+`threshold` (one value in all rows; NaN: none is known); where the urgent level is measured too, `threshold_urgent`;
+where any malignancy is asked too, `p_malignant`, `threshold_malignancy` and `threshold_malignancy_urgent`. A model that
+gives nothing but a probability of melanoma has no `p_AK` ... `p_VASC`, and no figure of classes.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -116,12 +116,12 @@ def _figures(predictions: pd.DataFrame, name: str, chosen: Bools, seed: int, res
         raised = score >= threshold
         sensitivity = proportion(raised[melanoma.yes], group[melanoma.yes])
         specificity = proportion(~raised[melanoma.no], group[melanoma.no])
-    malignant, of_malignancy = malignant_side(predictions), {}
+    malignant, of_malignancy = malignant_side(predictions), None
     if (found := raised_as_malignant(predictions).get("review")) is not None:
-        of_malignancy = {
-            "malignancy_sensitivity": proportion(found[malignant.yes], group[malignant.yes]),
-            "malignancy_specificity": proportion(~found[malignant.no], group[malignant.no]),
-        }
+        of_malignancy = (
+            proportion(found[malignant.yes], group[malignant.yes]),
+            proportion(~found[malignant.no], group[malignant.no]),
+        )
     known = melanoma.known
     return GroupFigures(
         **asdict(_count(name, predictions)),
@@ -131,7 +131,8 @@ def _figures(predictions: pd.DataFrame, name: str, chosen: Bools, seed: int, res
         mean_p_melanoma=float(score[known].mean()) if known.any() else None,
         share_of_melanoma=proportion(melanoma.yes[known], group[known]),
         malignant_auc=auc(malignant, p_malignant(predictions), group, seed, resamples),
-        **of_malignancy,
+        malignancy_sensitivity=of_malignancy[0] if of_malignancy else None,
+        malignancy_specificity=of_malignancy[1] if of_malignancy else None,
     )
 
 

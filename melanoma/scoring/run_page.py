@@ -54,11 +54,11 @@ _ADVICE = {
 }
 
 
-# In words, by the reason of an alert.
+# The questions in words, by the reason of an alert.
 _REASONS = {
-    MELANOMA: "possible melanoma",
-    MALIGNANCY: "possible malignancy other than melanoma",
-    BOTH: "possible melanoma or other malignancy",
+    MELANOMA: "melanoma",
+    MALIGNANCY: "any malignancy, and not melanoma",
+    BOTH: "melanoma and any malignancy",
 }
 
 

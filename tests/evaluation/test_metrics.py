@@ -132,7 +132,7 @@ def test_operating_points() -> None:
 
 
 def test_levels_and_prevalences() -> None:
-    frame = NINE.assign(alert_level=np.select([SCORE >= 0.5, SCORE >= 0.2], ["urgent", "review"], "none"))
+    frame = NINE.assign(threshold_urgent=0.5)
     metrics = measured(frame, resamples=20, prevalence=0.05)
     assert metrics["urgent"]["sensitivity"]["value"] == (SCORE[IS_MELANOMA] >= 0.5).mean()
     assert metrics["urgent"]["specificity"]["value"] == (SCORE[~IS_MELANOMA] < 0.5).mean()

@@ -12,7 +12,10 @@ COLUMNS = [
     "diagnosis", *(f"p_{code}" for code in CODES), "p_melanoma", "p_malignant", "alert_level", "threshold", "quality",
     "outlier_score",
 ]  # fmt: skip
-ADDED = ("frame", "study_uid", "body_site", "acquired_at", "is_held_back", "perceptual_hash")
+ADDED = (
+    *("frame", "study_uid", "body_site", "acquired_at", "is_held_back", "perceptual_hash", "alert_reason"),
+    *("threshold_urgent", "threshold_malignancy", "threshold_malignancy_urgent"),
+)
 
 
 def test_an_image_at_a_threshold_is_raised() -> None:
