@@ -104,8 +104,8 @@ class TrainedModel:
 
     @property
     def thresholds(self) -> "Thresholds":
-        """The probabilities of melanoma, `review` and `urgent`, from which an image is raised, and in `malignancy` those
-        of all that is malignant, or None where that is not asked."""
+        """The probabilities of melanoma, `review` and `urgent`, from which an image is raised, and in `malignancy`
+        those of all that is malignant, or None where that is not asked."""
         return self.bundle.thresholds
 
     @property

@@ -208,6 +208,21 @@ def five_copies(frame: pd.DataFrame) -> pd.DataFrame:
     return copies
 
 
+def test_any_malignancy_is_measured_where_it_is_asked() -> None:
+    assert "malignancy" not in NINE_METRICS
+    p = NINE[["p_BCC", "p_MEL", "p_SCC"]].sum(axis=1)
+    malignant = NINE["label"].isin(["BCC", "MEL", "SCC"])
+    asked = {"threshold_malignancy": 0.6, "threshold_malignancy_urgent": 0.8}
+    found = compute_metrics(NINE.assign(p_malignant=p, **asked), resamples=20).to_json()
+    assert {name: found[name] for name in ("sensitivity", "specificity")} == {
+        name: NINE_METRICS[name] for name in ("sensitivity", "specificity")
+    }
+    for level, raised in {"review": p >= 0.6, "urgent": p >= 0.8, "either": (p >= 0.6) | (SCORE >= 0.2)}.items():
+        assert found["malignancy"][level]["sensitivity"]["value"] == pytest.approx(raised[malignant].mean())
+        assert found["malignancy"][level]["specificity"]["value"] == pytest.approx((~raised[~malignant]).mean())
+    assert found["malignancy"]["alerts_per_1000_of_melanoma"] == pytest.approx(1000 * (SCORE >= 0.2).mean())
+
+
 @pytest.mark.parametrize("threshold", [0.2, 0.0, 1.0])
 def test_copies_in_one_group_add_no_certainty(threshold: float) -> None:
     frame = NINE.assign(threshold=threshold)
