@@ -141,12 +141,12 @@ def _check_operating_point(config: TrainConfig, validation: pd.DataFrame) -> Non
     melanoma = side(labels, taxonomy.melanoma_of).yes.astype(np.float32) if taxonomy.MELANOMA in labels else malignant
     group, sources = validation["group_id"].to_numpy(dtype=object), validation["source"].tolist()
     try:
-        _thresholds(config, labels, melanoma, malignant, group, sources)
+        thresholds_of(config, labels, melanoma, malignant, group, sources)
     except ValueError as error:
         raise InputError(f"The operating point of {config.catalog} cannot be chosen: {error}.") from None
 
 
-def _thresholds(
+def thresholds_of(
     config: TrainConfig,
     labels: Sequence[str],
     of_melanoma: np.ndarray,
@@ -332,7 +332,7 @@ def _draft(
         input_size=config.image_size,
         test_time_flips=config.test_time_flips,
         calibration=Calibration(method="temperature", temperature=temperature, fitted_on="validation"),
-        thresholds=_thresholds(
+        thresholds=thresholds_of(
             config,
             labels,
             probabilities[:, _MELANOMA],
