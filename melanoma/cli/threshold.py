@@ -7,7 +7,7 @@ import typer
 from melanoma.cli import console, options
 
 if TYPE_CHECKING:
-    from melanoma.model.department import DepartmentPoint, OnSource
+    from melanoma.model.department import DepartmentPoint
     from melanoma.model.manifest import Estimate
 
 _NOUNS = {"melanoma": "melanomas", "malignancy": "malignant images"}
@@ -71,6 +71,8 @@ def threshold(
 def _print(point: "DepartmentPoint") -> None:
     from rich.table import Table
 
+    from melanoma.evaluation import wording
+
     levels = point.thresholds if point.question == "melanoma" else point.thresholds.malignancy
     assert levels
     assert levels.operating_point
@@ -92,27 +94,15 @@ def _print(point: "DepartmentPoint") -> None:
             interval = "" if load.low is None else f"{load.low:.0f} to {load.high:.0f}"
             table.add_row(words, f"{load.value:.0f}", interval)
     console.answer.print(table)
+    stated = point.stated_sensitivity
     table = Table("source", "images", _NOUNS[point.question], "sensitivity", "specificity", "kept", title="by source")
     for source in point.by_source:
-        cells = _percent(source.sensitivity), _percent(source.specificity), _kept(source, point.stated_sensitivity)
+        kept = wording.kept(source.sensitivity.value, source.n_positive, stated)
+        cells = _percent(source.sensitivity), _percent(source.specificity), kept
         table.add_row(source.source, f"{source.n:,}", f"{source.n_positive:,}", *cells)
     console.answer.print(table)
     if point.leak_warning:
         console.answer.print(point.leak_warning, style="bold red")
-
-
-def _kept(source: "OnSource", stated: float | None) -> str:
-    """How far a source keeps the sensitivity that was stated."""
-    from melanoma.evaluation.operating_point import LEAST_OF_SOURCE
-
-    if source.sensitivity.value is None:
-        return "not defined"
-    few = f"few: {source.n_positive}" if source.n_positive < LEAST_OF_SOURCE else ""
-    if stated is None:
-        return few
-    short = stated - source.sensitivity.value
-    kept = "yes" if short <= 0 else f"no: {100 * short:.1f} points below {stated:.0%}"
-    return f"{kept} ({few})" if few else kept
 
 
 def _percent(estimate: "Estimate") -> str:

@@ -124,6 +124,8 @@ def test_predict_score_and_evaluate_take_it(
     assert group["malignancy_sensitivity"] == metrics["malignancy"]["review"]["sensitivity"]
     report = (tmp_path / "report" / "report.html").read_text()
     assert "A department has chosen these thresholds on the all split of catalog.parquet" in report
+    assert "is the stated sensitivity kept?" in report
+    assert "yes (few: 12)" in report
     # Another call with the model's own thresholds is another run, and its images were done before.
     again = json.loads(command("score", lesions, "--out", out, "--bundle", bundle_path, "--json").out)
     assert (again["key"] != record["key"], again["counts"]["done_before"]) == (True, 36)
