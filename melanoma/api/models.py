@@ -31,17 +31,22 @@ Image: TypeAlias = "Place | bytes | np.ndarray"
 _LONGEST_OVERLAY = 800  # pixels
 
 
-def load(bundle: Place | None = None) -> "TrainedModel":
+def load(bundle: Place | None = None, operating_point: Place | None = None) -> "TrainedModel":
     """A trained model; without a `bundle`, the reference model that comes with this package.
 
     Example: ``m.load().predict("lesion.jpg")``
 
-    Raises InputError where the bundle is missing, was changed, or is of another version.
+    With an `operating_point`, a file of `melanoma threshold`, it raises images by those thresholds.
+
+    Raises InputError where the bundle is missing, was changed, or is of another version, and where the operating point
+    is of another model.
     """
     from melanoma.model import bundle as bundles
+    from melanoma.model.department import at_operating_point
 
     uri = None if bundle is None else os.fspath(bundle)
-    return TrainedModel(bundles.load(uri), str(bundles.REFERENCE) if uri is None else uri)
+    point = None if operating_point is None else os.fspath(operating_point)
+    return TrainedModel(at_operating_point(bundles.load(uri), point), str(bundles.REFERENCE) if uri is None else uri)
 
 
 def train(
@@ -99,7 +104,8 @@ class TrainedModel:
 
     @property
     def thresholds(self) -> "Thresholds":
-        """The probabilities of melanoma, `review` and `urgent`, from which an image is raised."""
+        """The probabilities of melanoma, `review` and `urgent`, from which an image is raised, and in `malignancy`
+        those of all that is malignant, or None where that is not asked."""
         return self.bundle.thresholds
 
     @property
@@ -125,8 +131,9 @@ class TrainedModel:
 
         Returns:
             `image_uri` and `content_sha256` where there are any; the columns of `melanoma.model.triage`, such as
-            `p_melanoma`, `diagnosis` and `alert_level`; and `error_kind` and `error` of an image that cannot be read.
-            With `explain`, `explanation_uri` and `p_melanoma_covered`, the probability without the marked region.
+            `p_melanoma`, `diagnosis`, `alert_level` and `alert_reason`; and `error_kind` and `error` of an image that
+            cannot be read. With `explain`, `explanation_uri` and `p_melanoma_covered`, the probability without the
+            marked region.
 
         Raises:
             InputError: An array is not such pixels, or an explanation cannot be written.
@@ -139,6 +146,7 @@ class TrainedModel:
         columns = [*words[:2], *(each.name for each in PREDICTION_FIELDS), *words[2:]]
         columns += ["explanation_uri", "p_melanoma_covered"] if explain else []
         # Words even where all of them are missing: pandas would take them for numbers.
+        words.append("alert_reason")
         return pd.DataFrame(self.predict_rows(images, explain), columns=columns).astype(dict.fromkeys(words, "str"))
 
     def predict_rows(self, images: "Image | Sequence[Image]", explain: Place | None = None) -> list[dict[str, Any]]:
@@ -213,11 +221,13 @@ class TrainedModel:
 
     def _repr_html_(self) -> str:
         manifest, metrics = self.bundle.manifest, self.bundle.manifest.metrics
+        malignancy = self.thresholds.malignancy
+        asked = f"; any malignancy from {malignancy.review:.1%} and {malignancy.urgent:.1%}" if malignancy else ""
         rows = {
             "bundle": self.uri,
             "created": manifest.created or "unknown",
             "input": f"{manifest.input_size} x {manifest.input_size} pixels",
-            "alerts": f"review from {self.thresholds.review:.1%}, urgent from {self.thresholds.urgent:.1%}",
+            "alerts": f"review from {self.thresholds.review:.1%}, urgent from {self.thresholds.urgent:.1%}{asked}",
         }
         measured = shared.figures_html(metrics) if metrics else ""
         return shared.html_table(f"Model {self.version}", rows) + measured + "<p>Not a medical device.</p>"

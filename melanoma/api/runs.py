@@ -62,7 +62,7 @@ def score(
 
 
 def alerts(out: Place, date: str | None = None, archive: Place | None = None) -> "pd.DataFrame":
-    """The alerts of a night and of what nobody was shown before, the most probable melanoma first.
+    """The alerts of a night and of what nobody was shown before, urgent first, then the most probable.
 
     Example: ``m.alerts("s3://results").query("first_raised.isna()")``
 
@@ -115,7 +115,7 @@ class ScoringResult:
 
     @property
     def alerts(self) -> "pd.DataFrame":
-        """The alerts of this run, the most probable melanoma first."""
+        """The alerts of this run, urgent first, then the most probable."""
         from melanoma import storage
         from melanoma.scoring.results import alerts_of_run
 

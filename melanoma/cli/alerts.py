@@ -30,7 +30,7 @@ def alerts(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """List the alerts of a night, and of what nobody was shown before, the most probable melanoma first."""
+    """List the alerts of a night, and of what nobody was shown before: urgent first, then the most probable."""
     # The table under the data frame of `melanoma.alerts`: pandas would take longer than all the rest.
     from melanoma import storage
     from melanoma.scoring import results
@@ -118,7 +118,7 @@ def _table(rows: Sequence[Mapping[str, Any]], archives: set[str]) -> "Table":
     from melanoma.scoring import results
 
     names = results.short_names(archives)
-    titles = ["rank", "level", "melanoma", "diagnosis", "outlier", "patient", "raised before"]
+    titles = ["rank", "level", "reason", "melanoma", "malignant", "diagnosis", "outlier", "patient", "raised before"]
     table = Table(*titles, *["archive"] * (len(names) > 1), "image", "model")
     for row in rows:
         site = [names[row["archive"]]] * (len(names) > 1)
@@ -132,8 +132,9 @@ def _print_narrow(rows: Sequence[Mapping[str, Any]], archives: set[str]) -> None
 
     names = results.short_names(archives)
     for row in rows:
-        level, melanoma, diagnosis, outlier, patient, raised = _cells(row)
+        level, reason, melanoma, malignant, diagnosis, outlier, patient, raised = _cells(row)
         words = [f"{row['rank']:>5}  {level:<6}  {melanoma:>6}  {diagnosis:<4}  outlier {outlier}"]
+        words += [f"as {reason}, malignant {malignant}"] * (reason != "melanoma")
         words += [f"patient {patient}"] * bool(patient) + [f"raised before on {raised}"] * bool(raised)
         words += [f"in {names[row['archive']]}"] * (len(names) > 1)
         console.answer.print("  ".join(words))
@@ -141,10 +142,12 @@ def _print_narrow(rows: Sequence[Mapping[str, Any]], archives: set[str]) -> None
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Level, melanoma, diagnosis, outlier score, patient, and when it was raised before."""
+    """Level, reason, both probabilities, diagnosis, outlier score, patient, and when it was raised before."""
     return (
         row["alert_level"],
+        row["alert_reason"] or "melanoma",  # an earlier version asked for nothing else
         f"{row['p_melanoma']:.1%}",
+        f"{row['p_malignant']:.1%}",
         row["diagnosis"],
         f"{row['outlier_score']:.1f}",
         printable.for_terminal(row["patient_id"] or ""),

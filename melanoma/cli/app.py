@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from melanoma import errors, printable
-from melanoma.cli import alerts, catalog, console, demo, evaluate, predict, score, serve, train
+from melanoma.cli import alerts, catalog, console, demo, evaluate, predict, score, serve, threshold, train
 from melanoma.errors import MelanomaError, redacted
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ for _command, _example in (
     (catalog.audit, "melanoma audit isic9.parquet ham10000.parquet --reference isic2019.csv --out out/audit"),
     (train.train, "melanoma train --config configs/train.yaml --out out/bundle epochs=10 seed=1"),
     (evaluate.evaluate, "melanoma evaluate out/bundle catalog.parquet --out out/evaluation --split test"),
+    (threshold.threshold, "melanoma threshold out/bundle catalog.parquet --alerts-per-1000 50 -o point.json"),
     (predict.predict, "melanoma predict lesion.jpg --bundle out/bundle --explain out/explained"),
     (score.score, "melanoma score s3://archive/2026 --out s3://results --bundle s3://models/current"),
     (alerts.alerts, "melanoma alerts s3://results --date 2026-11-20"),

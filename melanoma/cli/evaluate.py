@@ -26,6 +26,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Column of the catalog to measure subgroups by; may be given again. Default: what is known."),
     ] = None,
+    operating_point: options.OperatingPoint = None,
     against: Annotated[str | None, typer.Option(help="Another bundle, to compare with on the same images.")] = None,
     prevalence: Annotated[
         float | None, typer.Option(help="Share of melanoma to show alerts and predictive values at.")
@@ -54,6 +55,7 @@ def evaluate(
         None,
         bundle=None if predictions else models[0],
         predictions=predictions,
+        operating_point=operating_point,
         catalog=models[-1],
         out=out,
         split=split,
@@ -111,7 +113,8 @@ def print_metrics(metrics: dict[str, Any], split: str) -> None:
 def _print_sources(sources: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    names = ("melanoma_auc", "sensitivity", "specificity")
+    names = ["melanoma_auc", "sensitivity", "specificity"]
+    names += [name for name in ("malignancy_sensitivity", "malignancy_specificity") if name in sources[0]]
     table = Table("source", "images", "melanomas", *(name.replace("_", " ") for name in names), title="by source")
     for source in sources:
         cells = (_with_interval(source[name]) for name in names)

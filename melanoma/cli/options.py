@@ -5,6 +5,10 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+OperatingPoint = Annotated[
+    str | None,
+    typer.Option(help="Thresholds of `melanoma threshold`, a file. Default: those of the model."),
+]
 Bundle = Annotated[
     str | None,
     typer.Option("--bundle", help="The model: a folder or an s3:// URI. Default: the reference that comes with this."),

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from melanoma.model.manifest import OperatingPoint, Thresholds
 
 _MEANING = {
-    "none": "The model sees too little of a melanoma to raise this image, which is no proof that it is harmless.",
-    "review": "A dermatologist should look at this image. Most images raised at this level are no melanomas.",
-    "urgent": "To this model the image looks more like a melanoma than most do: a dermatologist should see it first.",
+    "none": "The model sees too little of {what} to raise this image, which is no proof that it is harmless.",
+    "review": "A dermatologist should look at this image. Most images raised at this level are no {whats}.",
+    "urgent": "To this model the image looks more like {what} than most do: a dermatologist should see it first.",
 }
 # Comes first: figures of a model say nothing of pictures that it does not know.
 _UNKNOWN = (
@@ -24,13 +24,14 @@ _UNKNOWN = (
 def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files or s3:// URIs.")],
     bundle: options.Bundle = None,
+    operating_point: options.OperatingPoint = None,
     explain: Annotated[str | None, typer.Option(help="Folder for an overlay PNG an image.")] = None,
     as_json: options.Json = False,
 ) -> int:
     """Score single images and print the probabilities, the alert level and what it means."""
     from melanoma import api
 
-    model = api.load(bundle)
+    model = api.load(bundle, operating_point)
     rows = model.predict_rows(images, explain)
     if as_json:
         console.print_json(rows)
@@ -60,8 +61,13 @@ def _print_prediction(row: dict[str, Any], thresholds: "Thresholds") -> None:
         f"Alert level: {row['alert_level']}. The melanoma probability is {row['p_melanoma']:.1%}; review begins at "
         f"{thresholds.review:.1%}, urgent at {thresholds.urgent:.1%}."
     )
+    if asked := thresholds.malignancy:
+        answer.print(
+            f"The probability of any malignancy is {row['p_malignant']:.1%}; review begins at {asked.review:.1%}, "
+            f"urgent at {asked.urgent:.1%}. Raised for: {row['alert_reason'] or 'neither question'}."
+        )
     if is_known:
-        answer.print(_MEANING[row["alert_level"]])
+        answer.print(_meaning(row["alert_level"], row["alert_reason"], asks_malignancy=asked is not None))
         if thresholds.operating_point:
             answer.print(_reliability(thresholds.operating_point))
     if "explanation_uri" in row:
@@ -70,6 +76,16 @@ def _print_prediction(row: dict[str, Any], thresholds: "Thresholds") -> None:
             f"melanoma probability is {row['p_melanoma_covered']:.1%})"
         )
     answer.print(f"Model {row['model_version']}. Not a medical device.\n")
+
+
+def _meaning(level: str, reason: str | None, asks_malignancy: bool) -> str:
+    """What an alert level means, for the question that has raised the image, or for those that have not."""
+    if reason == "malignancy":
+        return _MEANING[level].format(what="a malignancy", whats="malignancies")
+    either = asks_malignancy and reason is None
+    return _MEANING[level].format(
+        what="a melanoma or another malignancy" if either else "a melanoma", whats="melanomas"
+    )
 
 
 def _reliability(point: "OperatingPoint") -> str:

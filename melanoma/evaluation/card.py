@@ -72,6 +72,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         distribution=(training.get("class_distribution") or {}).get("rows", []),
         thresholds=thresholds,
         point=thresholds.get("operating_point"),
+        malignancy=thresholds.get("malignancy"),
         metrics=metrics,
         left_out=left_out(metrics),
         measures=[

@@ -7,10 +7,36 @@ from pydantic import Field, model_validator
 from melanoma.config import Model, Place, Seed
 
 
+class ThresholdConfig(Model):
+    """Of `melanoma threshold`, see melanoma.evaluation.department."""
+
+    bundle: Place
+    catalog: Place
+    out: Place | None = None  # the file that is written; None: the figures alone are wanted
+    split: Literal["train", "validation", "test", "all"] = "test"
+    question: Literal["melanoma", "malignancy"] = "melanoma"
+    # What `review` is chosen by, one of the two; with neither, 95% sensitivity.
+    sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None
+    alerts_per_1000: Annotated[float, Field(gt=0, lt=1000)] | None = None  # of all images
+    operating_point: Place | None = None  # to begin from, whose other question stays as it is; None: the bundle's
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> Self:
+        if self.sensitivity and self.alerts_per_1000:
+            raise ValueError("give either sensitivity or alerts_per_1000")
+        return self
+
+    @property
+    def stated_sensitivity(self) -> float | None:
+        """None where alerts are stated."""
+        return None if self.alerts_per_1000 else self.sensitivity or 0.95
+
+
 class EvaluateConfig(Model):
     bundle: Place | None = None
     # A table of another model's probabilities instead of a bundle, see melanoma.evaluation.other_model.
     predictions: Place | None = None
+    operating_point: Place | None = None  # of the bundle, as `melanoma threshold` wrote it; None: its own thresholds
     catalog: Place
     out: Place
     split: Literal["train", "validation", "test", "all"] = "test"
@@ -34,8 +60,8 @@ class EvaluateConfig(Model):
             raise ValueError("give either a bundle or predictions")
         if self.predictions is None and (self.allow_missing or self.thresholds_from):
             raise ValueError("allow_missing and thresholds_from are for predictions, not for a bundle")
-        if self.predictions is not None and self.others:
-            raise ValueError("others need a bundle, which predicts them")
+        if self.predictions is not None and (self.others or self.operating_point):
+            raise ValueError("others and operating_point need a bundle")
         if self.thresholds_from is not None and self.thresholds_from == self.split:
             raise ValueError("thresholds_from has to be another split than the one that is measured")
         return self

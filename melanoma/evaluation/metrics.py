@@ -45,6 +45,7 @@ from melanoma.evaluation.predictions import (
     malignant_side,
     melanoma_side,
     most_probable,
+    raised_as_malignant,
     true_class,
 )
 from melanoma.evaluation.stability import Stability
@@ -63,6 +64,18 @@ class AtLevel:
 
 
 _NOTHING_RAISED = AtLevel(UNDEFINED, UNDEFINED)
+
+
+@dataclass(frozen=True)
+class Malignancy:
+    """What is malignant against the rest, where the model asks for it: by ``p_malignant >= threshold``."""
+
+    threshold: float
+    review: AtLevel
+    urgent: AtLevel
+    either: AtLevel  # of images that this question or that of melanoma raises
+    alerts_per_1000: float  # images that either raises, of 1,000 of this set
+    alerts_per_1000_of_melanoma: float  # images that the question of melanoma raises
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,8 @@ class Metrics:
     malignant_specificity: Estimate
     malignant_auc: Estimate
     malignant_pauc: Estimate
-    urgent: AtLevel | None = None  # at the urgent alert level, where the predictions have one
+    urgent: AtLevel | None = None  # by ``p_melanoma >= threshold_urgent``, where the predictions have one
+    malignancy: Malignancy | None = None  # where the model asks this question
     recall: dict[str, Estimate]  # by class
     confusion: list[list[int]]  # rows: true class, columns: answer, both in the order of `classes`
     at_prevalence: list[AtPrevalence]  # empty where the set has no melanoma or nothing else
@@ -227,6 +241,7 @@ def compute_metrics(
         malignant_specificity=of_malignant.specificity,
         **figures,
         urgent=levels.get("urgent"),
+        malignancy=_malignancy(predictions, raised, malignant, group),
         recall={c: proportion(right[truth == i], group[truth == i]) for i, c in enumerate(classes)},
         confusion=_confusion(truth[classed], answer[classed], len(classes)),
         at_prevalence=_at_prevalences(predictions, raised, prevalence),
@@ -247,9 +262,32 @@ def _raised(predictions: pd.DataFrame) -> dict[str, Bools]:
     if (threshold := frozen_threshold(predictions)) is None:
         return {}
     raised = {"review": floats(predictions, "p_melanoma") >= threshold}
-    if "alert_level" in predictions:
-        raised["urgent"] = (predictions["alert_level"] == "urgent").to_numpy(dtype=bool)
+    if (urgent := frozen_threshold(predictions, "threshold_urgent")) is not None:
+        raised["urgent"] = floats(predictions, "p_melanoma") >= urgent
     return raised
+
+
+def _malignancy(predictions: pd.DataFrame, raised: dict[str, Bools], side: Side, group: Ints) -> Malignancy | None:
+    """The figures of the question of any malignancy.
+
+    Args:
+        predictions: n rows.
+        raised: Which images the question of melanoma raises.
+        side: Which images are malignant.
+        group: int [n], which images belong together.
+    """
+    of_question, threshold = raised_as_malignant(predictions), frozen_threshold(predictions, "threshold_malignancy")
+    if threshold is None or not raised:
+        return None
+    either = of_question["review"] | raised["review"]
+    return Malignancy(
+        threshold=threshold,
+        review=_at_level(side, of_question["review"], group),
+        urgent=_at_level(side, of_question["urgent"], group),
+        either=_at_level(side, either, group),
+        alerts_per_1000=1000 * float(either.mean()),
+        alerts_per_1000_of_melanoma=1000 * float(raised["review"].mean()),
+    )
 
 
 def _confusion(truth: Ints, answer: Ints, classes: int) -> list[list[int]]:

@@ -12,10 +12,14 @@ calibrates its probabilities, and `choose_thresholds` chooses on these, by the c
 Images whose label leaves open whether they are melanoma do not count. Where no image of the split is known as melanoma,
 both are chosen for what is malignant, on the same probability of melanoma, and say so.
 
+Any malignancy is a question of its own, with both thresholds on the probability of all that is malignant, chosen
+likewise by `choose_malignancy` where `operating_point.malignancy` asks it.
+
 `melanoma.training.train` calls it; `melanoma.training.config.OperatingPoint` has the defaults (0.95, observed, 0.95);
 before the training a perfect model's threshold is chosen, so that a split that allows none is refused at once. Both go
 into the bundle's `bundle.json` under `thresholds`, `review` with the figures that it was chosen by. Evaluation, batch
-scoring and serving compare with these two numbers, and nothing chooses them anew.
+scoring and serving compare with these numbers; what chooses them anew is a department's `melanoma threshold`, see
+`melanoma.evaluation.department`.
 """
 
 import math
@@ -28,7 +32,7 @@ import numpy.typing as npt
 
 from melanoma import taxonomy
 from melanoma.evaluation.intervals import Bools, Estimate, lower_bound, proportion
-from melanoma.evaluation.predictions import side
+from melanoma.evaluation.predictions import Side, side
 from melanoma.model import manifest
 
 Bound = Literal["observed", "lower"]
@@ -68,25 +72,93 @@ def choose_thresholds(
     aim = melanoma if of_melanoma else side(labels, taxonomy.malignant_of)
     if not aim.yes.any():
         raise ValueError("there is no melanoma to choose a threshold on: use a validation split that has some")
-    positive, scores, groups = aim.yes[aim.known], np.asarray(p_melanoma)[aim.known], np.asarray(group)[aim.known]
-    noun = "melanoma" if of_melanoma else "malignant image"
+    what = "melanomas" if of_melanoma else "malignant, none of them known as melanoma"
+    levels = _levels(aim, what, p_melanoma, group, sensitivity, bound, urgent_specificity, sources)
+    figures = levels.operating_point
+    if figures and not of_melanoma:
+        figures = figures.model_copy(update={"n_melanoma": 0, "n_malignant": figures.n_melanoma})
+    return manifest.Thresholds(
+        review=levels.review, urgent=levels.urgent, chosen=levels.chosen, operating_point=figures
+    )
+
+
+def choose_malignancy(
+    labels: Sequence[str],
+    p_malignant: npt.NDArray[Any],
+    group: npt.NDArray[Any],
+    sensitivity: float,
+    bound: Bound,
+    urgent_specificity: float,
+    sources: Sequence[str] | None = None,
+) -> manifest.Levels:
+    """Both thresholds of the question of any malignancy, as a bundle states them.
+
+    Args:
+        labels: [n], of the validation split.
+        p_malignant: float [n], the calibrated probabilities of all that is malignant.
+        group: [n], what belongs together.
+        sensitivity: What `review` has to reach of what is malignant, over 0 and at most 1.
+        bound: See `choose_thresholds`.
+        urgent_specificity: What `urgent` has to reach, over 0 and at most 1.
+        sources: See `choose_thresholds`, with malignant images for melanomas.
+
+    Returns:
+        The thresholds, a phrase that says how they were chosen, and the figures of `review` on these images.
+
+    Raises:
+        ValueError: Where no threshold can be chosen: without anything malignant or anything else, or too little of it.
+    """
+    malignant = side(labels, taxonomy.malignant_of)
+    if not malignant.yes.any():
+        raise ValueError("there is nothing malignant to choose a threshold on: use a validation split that has some")
+    levels = _levels(malignant, "malignant", p_malignant, group, sensitivity, bound, urgent_specificity, sources)
+    figures = levels.operating_point
+    if figures:
+        n_melanoma = int(side(labels, taxonomy.melanoma_of).yes.sum())
+        figures = figures.model_copy(update={"n_melanoma": n_melanoma, "n_malignant": figures.n_melanoma})
+    return levels.model_copy(update={"operating_point": figures})
+
+
+def _levels(
+    aim: Side,
+    what: str,
+    score: npt.NDArray[Any],
+    group: npt.NDArray[Any],
+    sensitivity: float,
+    bound: Bound,
+    urgent_specificity: float,
+    sources: Sequence[str] | None,
+) -> manifest.Levels:
+    """The thresholds of one question; its figures call `n_melanoma` whatever is to be raised.
+
+    Args:
+        aim: What is to be raised, of n images.
+        what: These images in words, after their number.
+        score: float [n], their probability.
+        group: [n], which belong together.
+        sensitivity: Of `review`.
+        bound: What has to reach it.
+        urgent_specificity: Of `urgent`.
+        sources: [n], see `choose_thresholds`.
+
+    Raises:
+        ValueError: Where none can be chosen.
+    """
+    positive, scores, groups = aim.yes[aim.known], np.asarray(score)[aim.known], np.asarray(group)[aim.known]
+    noun = "melanoma" if what == "melanomas" else "malignant image"
     review = operating_point(positive, scores, groups, sensitivity, bound, noun)
     of_sources = _of_sources(positive, scores, np.asarray(sources)[aim.known], sensitivity) if sources else []
     if min(of_sources, default=review.threshold) < review.threshold:
-        review = _at(min(of_sources), positive, scores, groups, sensitivity, bound)
+        review = at(min(of_sources), positive, scores, groups, sensitivity, bound)
     urgent = choose_threshold_by_specificity(positive, scores, urgent_specificity)
     reached = "the lower confidence bound of sensitivity" if bound == "lower" else "sensitivity"
-    what = "melanomas" if of_melanoma else "malignant, none of them known as melanoma"
-    figures = asdict(review)
-    if not of_melanoma:
-        figures |= {"n_melanoma": 0, "n_malignant": review.n_melanoma}
-    return manifest.Thresholds(
+    return manifest.Levels(
         review=review.threshold,
         urgent=max(review.threshold, urgent),
         chosen=f"on the validation split ({len(positive)} images, {int(positive.sum())} {what}): "
         f"review where {reached} reaches {sensitivity:.0%}{_on_each(len(of_sources))}, urgent at "
         f"{urgent_specificity:.0%} specificity",
-        operating_point=manifest.OperatingPoint.model_validate(figures),
+        operating_point=manifest.OperatingPoint.model_validate(asdict(review)),
     )
 
 
@@ -224,10 +296,10 @@ def operating_point(
             raise ValueError(_too_few(sensitivity, len(of_melanoma), melanoma_group, noun))
         # The threshold that raises just these melanomas, placed as always.
         threshold = choose_threshold(melanoma, p_melanoma, float((of_melanoma >= lowest_raised).mean()))
-    return _at(threshold, melanoma, p_melanoma, group, sensitivity, bound)
+    return at(threshold, melanoma, p_melanoma, group, sensitivity, bound)
 
 
-def _at(
+def at(
     threshold: float,
     melanoma: Bools,
     p_melanoma: npt.NDArray[Any],
@@ -239,11 +311,14 @@ def _at(
 
     Args:
         threshold: Of `p_melanoma`.
-        melanoma: bool [n], whether each image is melanoma.
+        melanoma: bool [n], whether each image is melanoma, of which there are some.
         p_melanoma: float [n].
         group: [n], which images belong together.
         sensitivity: That was stated.
         bound: What was to reach it.
+
+    Returns:
+        The threshold with its figures.
     """
     raised = np.asarray(p_melanoma, dtype=np.float32) >= np.float32(threshold)
     of_melanoma = np.asarray(group)[melanoma]

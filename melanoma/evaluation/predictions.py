@@ -1,8 +1,9 @@
 """The table of predictions that an evaluation measures: one row an image.
 
 Its columns: `uri`, `image_id`, `group_id`, `label` (never null), `p_AK` ... `p_VASC` (sum 1), `p_melanoma` and
-`threshold` (one value in all rows; NaN: none is known); where the urgent level is measured too, `alert_level`. A model
-that gives nothing but a probability of melanoma has no `p_AK` ... `p_VASC`, and no figure of classes.
+`threshold` (one value in all rows; NaN: none is known); where the urgent level is measured too, `threshold_urgent`;
+where any malignancy is asked too, `p_malignant`, `threshold_malignancy` and `threshold_malignancy_urgent`. A model that
+gives nothing but a probability of melanoma has no `p_AK` ... `p_VASC`, and no figure of classes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -59,10 +60,22 @@ def tells_classes(predictions: pd.DataFrame) -> bool:
     return f"p_{CODES[0]}" in predictions.columns
 
 
-def frozen_threshold(predictions: pd.DataFrame) -> float | None:
-    """The threshold of the alert level "review"; None where none is known."""
-    threshold = float(predictions["threshold"].iloc[0])
-    return None if np.isnan(threshold) else threshold
+def frozen_threshold(predictions: pd.DataFrame, name: str = "threshold") -> float | None:
+    """The threshold of the alert level "review", or that of another column; None where none is known."""
+    if name not in predictions or pd.isna(predictions[name].iloc[0]):
+        return None
+    return float(predictions[name].iloc[0])
+
+
+def raised_as_malignant(predictions: pd.DataFrame) -> dict[str, Bools]:
+    """Which images the question of any malignancy raises, bool [n], by alert level; {} where it is not asked."""
+    names = {"review": "threshold_malignancy", "urgent": "threshold_malignancy_urgent"}
+    found = {level: frozen_threshold(predictions, name) for level, name in names.items()}
+    return {
+        level: floats(predictions, "p_malignant") >= threshold
+        for level, threshold in found.items()
+        if threshold is not None
+    }
 
 
 def classes_of(predictions: pd.DataFrame) -> tuple[str, ...]:

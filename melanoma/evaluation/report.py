@@ -203,7 +203,9 @@ def _model(metrics: Metrics, details: Details) -> dict[str, Any]:
     trained = {label for counts in details.class_counts.values() for label in counts}
     versions = ", ".join(f"{name} {value}" for name, value in details.versions.items())
     return {
-        "thresholds": {name: value for name, value in details.thresholds.items() if not isinstance(value, Mapping)},
+        "thresholds": _plain(details.thresholds),
+        "malignancy_thresholds": _plain(details.thresholds.get("malignancy") or {}),
+        "by_source": _by_source(metrics, details),
         "exhibit": _exhibit(metrics, details),
         "published": PUBLISHED,
         "trained_labels": sorted(trained, key=lambda label: (CODES.index(codes_of(label)[0]), label)),
@@ -218,6 +220,27 @@ def _model(metrics: Metrics, details: Details) -> dict[str, Any]:
             **details.fingerprints,
         },
     }
+
+
+def _by_source(metrics: Metrics, details: Details) -> list[dict[str, Any]]:
+    """How far each source keeps the sensitivity that was stated when the thresholds were chosen, by question."""
+    groups = [group for column in metrics.subgroups or [] if column.column == "source" for group in column.groups]
+    points = (details.operating_point, (details.thresholds.get("malignancy") or {}).get("operating_point"))
+    stated, of_malignancy = ((point or {}).get("stated_sensitivity") for point in points)
+    return [
+        {
+            "figures": group,
+            "melanoma": wording.kept(group.sensitivity.value, group.n_melanoma, stated),
+            "malignancy": wording.kept(group.malignancy_sensitivity.value, group.n_malignant, of_malignancy)
+            if group.malignancy_sensitivity
+            else None,
+        }
+        for group in groups
+    ]
+
+
+def _plain(thresholds: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in thresholds.items() if value is not None and not isinstance(value, Mapping)}
 
 
 def _is_unknown(column: ColumnCounts) -> bool:

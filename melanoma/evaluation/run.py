@@ -38,6 +38,7 @@ from melanoma.imaging.errors import ImageError
 from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.model.bundle import Bundle
 from melanoma.model.bundle import load as load_bundle
+from melanoma.model.department import at_operating_point
 from melanoma.model.manifest import Thresholds
 from melanoma.model.predictor import Predictor
 from melanoma.model.triage import alert_levels
@@ -60,11 +61,15 @@ class Evaluation:
 
 def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: None) -> Evaluation:
     """Evaluate and write the report to `config.out`, a folder or an s3:// prefix. `say` is given one line a step."""
-    model = load_bundle(config.bundle) if config.bundle else other_model.read(str(config.predictions))
+    model: Bundle | OtherModel
+    if config.bundle:
+        model = at_operating_point(load_bundle(config.bundle), config.operating_point)
+    else:
+        model = other_model.read(str(config.predictions))
     against = load_bundle(config.against) if config.against else None
     frame = schema.read(config.catalog)
     # What can be refused is refused before anything is predicted.
-    rows = _rows(frame, config.split, config.catalog, config.sources)
+    rows = rows_to_measure(frame, config.split, config.catalog, config.sources)
     _columns_to_measure_by(rows, config.by, config.catalog)
     if isinstance(model, OtherModel):
         other_model.of_rows(model, frame, rows, config.allow_missing)
@@ -133,12 +138,13 @@ def evaluate_table(
     Raises:
         InputError: The table and the catalog do not go together.
     """
-    rows = _rows(frame, config.split, config.catalog, config.sources)
+    rows = rows_to_measure(frame, config.split, config.catalog, config.sources)
     rows, predictions, notes = other_model.of_rows(other, frame, rows, config.allow_missing)
     thresholds = _thresholds(config, other, frame) if config.thresholds_from else None
     if thresholds:
         levels = alert_levels(floats(predictions, "p_melanoma"), thresholds.review, thresholds.urgent)
-        predictions = predictions.assign(threshold=thresholds.review, alert_level=levels)
+        chosen = {"threshold": thresholds.review, "threshold_urgent": thresholds.urgent}
+        predictions = predictions.assign(**chosen, alert_level=levels)
     say(f"Measuring the predictions of {len(rows)} images of the split {config.split!r}.")
     columns = _columns_to_measure_by(rows, config.by, config.catalog)
     metrics = _measure(predictions, rows, columns, config.seed, config.prevalence)
@@ -146,7 +152,7 @@ def evaluate_table(
     metrics = dataclasses.replace(metrics, notes=notes)
     if against is not None:
         say(f"Predicting them with the model {against.version}.")
-        its, _ = _predictions(Predictor(against), rows, np.empty(0, dtype=np.intp))
+        its, _ = predict_rows(Predictor(against), rows, np.empty(0, dtype=np.intp))
         its = its.assign(label=predictions["label"])
         comparison = _comparison(against, predictions, its, rows, config.seed)
         metrics = dataclasses.replace(metrics, comparison=comparison)
@@ -157,7 +163,7 @@ def evaluate_table(
 
 def _thresholds(config: EvaluateConfig, other: OtherModel, frame: pd.DataFrame) -> Thresholds:
     """Those of another model, chosen on a split as a training chooses a bundle's by default."""
-    rows = _rows(frame, str(config.thresholds_from), config.catalog, None)
+    rows = rows_to_measure(frame, str(config.thresholds_from), config.catalog, None)
     _, predictions, _ = other_model.of_rows(other, frame, rows, config.allow_missing)
     try:
         chosen = choose_thresholds(
@@ -174,7 +180,21 @@ def _thresholds(config: EvaluateConfig, other: OtherModel, frame: pd.DataFrame) 
     return chosen.model_copy(update={"chosen": (chosen.chosen or "").replace("on the validation split", where)})
 
 
-def _rows(frame: pd.DataFrame, split: str, catalog: str, sources: Sequence[str] | None) -> pd.DataFrame:
+def rows_to_measure(frame: pd.DataFrame, split: str, catalog: str, sources: Sequence[str] | None) -> pd.DataFrame:
+    """The images of a catalog that are measured.
+
+    Args:
+        frame: The catalog.
+        split: One, or "all".
+        catalog: Its address, for messages.
+        sources: Those whose images are wanted; None: all.
+
+    Returns:
+        Their rows of the catalog.
+
+    Raises:
+        InputError: There are none, there is no such source, or their labels answer no question.
+    """
     there, of_sources = schema.usable(frame, "all"), ""
     if sources is not None:
         known = sorted(frame["source"].dropna().unique())
@@ -245,17 +265,17 @@ def evaluate_frame(
     Raises:
         InputError: The split is empty, a source is not in the catalog, or a column cannot be measured by.
     """
-    rows = _rows(frame, split, catalog, sources)
+    rows = rows_to_measure(frame, split, catalog, sources)
     columns = _columns_to_measure_by(rows, by, catalog)
     predictor = Predictor(bundle)
     drawn = stability.draw(rows, stability_images, seed)
     say(f"Predicting {len(rows)} images of the split {split!r}.")
-    predictions, pixels = _predictions(predictor, rows, drawn)
+    predictions, pixels = predict_rows(predictor, rows, drawn)
     metrics = _measure(predictions, rows, columns, seed, prevalence)
     metrics = _disturb(metrics, predictor, predictions, drawn, pixels, seed, others or {}, say)
     if against is not None:
         say(f"Predicting them with the model {against.version}.")
-        other, _ = _predictions(Predictor(against), rows, drawn[:0])
+        other, _ = predict_rows(Predictor(against), rows, drawn[:0])
         metrics = dataclasses.replace(metrics, comparison=_comparison(against, predictions, other, rows, seed))
     metrics = dataclasses.replace(metrics, leak_warning=leak_warning(bundle.training_images, rows))
     pictures = {uri: _picture(uri) for uri in select_pictures(predictions, seed)} if show_images else None
@@ -355,7 +375,7 @@ def _number_of_values(rows: pd.DataFrame, column: str) -> int:
     return len(subgroups.binned(column, rows[column].tolist())[1])
 
 
-def _predictions(predictor: Predictor, rows: pd.DataFrame, kept: npt.NDArray[np.intp]) -> tuple[pd.DataFrame, Pixels]:
+def predict_rows(predictor: Predictor, rows: pd.DataFrame, kept: npt.NDArray[np.intp]) -> tuple[pd.DataFrame, Pixels]:
     """The table of predictions, and the decoded images at the positions `kept`."""
     size = predictor.bundle.input_size
     columns: dict[str, list[Any]] = {}

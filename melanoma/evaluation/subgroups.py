@@ -27,6 +27,7 @@ from melanoma.evaluation.predictions import (
     malignant_side,
     melanoma_side,
     p_malignant,
+    raised_as_malignant,
 )
 from melanoma.evaluation.roc import area_under_roc, roc_of_sorted, tie_ends
 from melanoma.evaluation.weighted_figures import groups_of_each_side
@@ -60,6 +61,9 @@ class GroupFigures(GroupCount):
     mean_p_melanoma: float | None  # a calibrated model has it within the interval of `share_of_melanoma`
     share_of_melanoma: Estimate
     malignant_auc: Estimate  # what is malignant against the rest
+    # Of what is malignant, at the frozen threshold of that question, where the model asks it.
+    malignancy_sensitivity: Estimate | None = None
+    malignancy_specificity: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,12 @@ def _figures(predictions: pd.DataFrame, name: str, chosen: Bools, seed: int, res
         raised = score >= threshold
         sensitivity = proportion(raised[melanoma.yes], group[melanoma.yes])
         specificity = proportion(~raised[melanoma.no], group[melanoma.no])
+    malignant, of_malignancy = malignant_side(predictions), None
+    if (found := raised_as_malignant(predictions).get("review")) is not None:
+        of_malignancy = (
+            proportion(found[malignant.yes], group[malignant.yes]),
+            proportion(~found[malignant.no], group[malignant.no]),
+        )
     known = melanoma.known
     return GroupFigures(
         **asdict(_count(name, predictions)),
@@ -120,7 +130,9 @@ def _figures(predictions: pd.DataFrame, name: str, chosen: Bools, seed: int, res
         melanoma_auc=auc(melanoma, score, group, seed, resamples),
         mean_p_melanoma=float(score[known].mean()) if known.any() else None,
         share_of_melanoma=proportion(melanoma.yes[known], group[known]),
-        malignant_auc=auc(malignant_side(predictions), p_malignant(predictions), group, seed, resamples),
+        malignant_auc=auc(malignant, p_malignant(predictions), group, seed, resamples),
+        malignancy_sensitivity=of_malignancy[0] if of_malignancy else None,
+        malignancy_specificity=of_malignancy[1] if of_malignancy else None,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from melanoma.evaluation.decision import JOINT
 from melanoma.evaluation.intervals import BOOTSTRAP, EXACT, EXACT_CLUSTERED, Estimate
 from melanoma.evaluation.metrics import Metrics
+from melanoma.evaluation.operating_point import LEAST_OF_SOURCE
 from melanoma.taxonomy import MELANOMA
 
 # What the report and the model card (melanoma.evaluation.card) both say.
@@ -113,6 +114,22 @@ def percent(share: float) -> str:
 def words(name: str) -> str:
     """ "melanoma_auc" gives "melanoma auc"."""
     return name.replace("_", " ")
+
+
+def kept(sensitivity: float | None, positives: int, stated: float | None) -> str:
+    """How far a source of images keeps a stated sensitivity.
+
+    `sensitivity` is what it has, None where there is nothing to find; `positives`, on how many images. Without a
+    `stated` one it says only where they are too few to tell.
+    """
+    if sensitivity is None:
+        return "not defined"
+    few = f"few: {positives}" if positives < LEAST_OF_SOURCE else ""
+    if stated is None:
+        return few
+    short = stated - sensitivity
+    words = "yes" if short <= 0 else f"no: {100 * short:.1f} points below {stated:.0%}"
+    return f"{words} ({few})" if few else words
 
 
 def value_text(value: Any) -> str:

@@ -67,7 +67,7 @@ class Bundle:
 
     @property
     def thresholds(self) -> Thresholds:
-        """The alert thresholds on p_melanoma: `review` and `urgent`."""
+        """The alert thresholds on p_melanoma, `review` and `urgent`, and those on p_malignant, `malignancy`."""
         return self.manifest.thresholds
 
 

@@ -51,17 +51,26 @@ class OperatingPoint(JsonModel):
     specificity: Estimate
     n: int  # images
     n_melanoma: int
-    # Where no image was known as melanoma: how many were malignant, which the threshold was chosen for instead.
+    # How many were malignant, where the threshold was chosen for these: as that of any malignancy is, and that of
+    # melanoma where no image was known as one.
     n_malignant: int | None = None
 
 
-class Thresholds(JsonModel):
-    """From which p_melanoma on an image is raised, and how that was chosen."""
+class Levels(JsonModel):
+    """From which probability on an image is raised for one question, and how that was chosen."""
 
     review: float
     urgent: float
     chosen: str | None = None  # a phrase
     operating_point: OperatingPoint | None = None  # None: the bundle was made by an earlier version
+
+
+class Thresholds(Levels):
+    """From which p_melanoma on an image is raised, and from which p_malignant."""
+
+    malignancy: Levels | None = None  # of p_malignant; None: the question is not asked
+    # Where a department has chosen them, see melanoma.model.department; None: they are the bundle's own.
+    department: str | None = None
 
 
 class Member(JsonModel):

@@ -131,17 +131,21 @@ def columns(bundle: Bundle, pixels: np.ndarray, outputs: Outputs) -> dict[str, l
     `pixels` uint8 RGB [n, size, size, 3]; `outputs`, what the bundle's networks give for them.
     """
     probabilities = calibrated(outputs.logits, bundle.manifest.calibration.temperature)
-    melanoma = probabilities[:, _MELANOMA]
+    melanoma, malignant = probabilities[:, _MELANOMA], p_malignant(probabilities)
     thresholds = bundle.thresholds
+    malignancy = thresholds.malignancy
     qualities = [quality(image) for image in pixels]
     return {
         "model_version": [bundle.version] * len(pixels),
         "diagnosis": [taxonomy.CODES[index] for index in probabilities.argmax(axis=1)],
         **{f"p_{code}": probabilities[:, column].tolist() for column, code in enumerate(taxonomy.CODES)},
         "p_melanoma": melanoma.tolist(),
-        "p_malignant": probabilities[:, _MALIGNANT].sum(axis=1).tolist(),
-        "alert_level": triage.alert_levels(melanoma, thresholds.review, thresholds.urgent),
+        "p_malignant": malignant.tolist(),
+        **triage.alerts(melanoma, malignant, thresholds),
         "threshold": [thresholds.review] * len(pixels),
+        "threshold_urgent": [thresholds.urgent] * len(pixels),
+        "threshold_malignancy": [malignancy.review if malignancy else None] * len(pixels),
+        "threshold_malignancy_urgent": [malignancy.urgent if malignancy else None] * len(pixels),
         "quality": [{"sharpness": sharpness, "exposure": exposure} for sharpness, exposure in qualities],
         "outlier_score": outliers.scores(pixels, outputs.features, bundle.manifest.outliers).tolist(),
     }
@@ -167,6 +171,11 @@ def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
     scaled = logits.astype(np.float64) / temperature
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def p_malignant(probabilities: np.ndarray) -> np.ndarray:
+    """float32 [n]: the probability of all that is malignant, of float32 [n, classes]."""
+    return np.asarray(probabilities[:, _MALIGNANT].sum(axis=1))
 
 
 def predict_bytes(

@@ -24,17 +24,16 @@ _TOLD_BY = ["content_sha256", "perceptual_hash", "patient_id"]
 def ranked(raised: pa.Table, earlier: pa.Table) -> pa.Table:
     """The alerts, `tables.ALERTS`, of raised scores, `tables.SCORES`.
 
-    The most probable melanoma comes first, and equal ones in order of URI, so that a run has one ranking. Images with
-    the same bytes or of one photograph (near-duplicates, `melanoma.imaging.hashing`) are one alert: that of the most
-    probable. The others are its `copies`, and one that is held back holds the alert back, too. `first_raised` is the
-    date of the first of the `earlier` alerts (`EARLIER`) that shows the same photograph, or null. Images of different
-    patients never show the same. Each image is compared with the one that is shown: a chain of images, each a little
-    like the next, must not hide one that is like none.
+    They stand in the order of `tables.by_rank`. Images with the same bytes or of one photograph (near-duplicates,
+    `melanoma.imaging.hashing`) are one alert: that of the first. The others are its `copies`, and one that is held
+    back holds the alert back, too. `first_raised` is the date of the first of the `earlier` alerts (`EARLIER`) that
+    shows the same photograph, or null. Images of different patients never show the same. Each image is compared with
+    the one that is shown: a chain of images, each a little like the next, must not hide one that is like none.
     """
     # Heavy, and `by_patient` needs none of it.
     from melanoma.scoring import photographs
 
-    order = pc.sort_indices(raised, [("p_melanoma", "descending"), ("image_uri", "ascending")])
+    order = tables.by_rank(raised)
     # What was raised night after night counts once.
     before = earlier.group_by(_TOLD_BY).aggregate([("run_date", "min")]).sort_by("run_date_min")
     both = pa.concat_tables([raised.select(_TOLD_BY).take(order), before.select(_TOLD_BY)])

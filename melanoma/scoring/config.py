@@ -24,6 +24,7 @@ class ScoreConfig(Model):
     archive: Place | tuple[Place, ...]  # folders, prefixes, manifests, inventories: see melanoma.scoring.listing
     out: Place
     bundle: Place | None = None  # None: the reference bundle, see melanoma.model.bundle
+    operating_point: Place | None = None  # of `melanoma threshold`; None: the thresholds of the bundle
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     run_date: Date = None
     all: bool = False  # score what this very model has already scored, too

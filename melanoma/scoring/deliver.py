@@ -33,6 +33,7 @@ from standardwebhooks.webhooks import Webhook
 
 from melanoma import config, storage
 from melanoma.errors import InputError, MelanomaError
+from melanoma.model.triage import MELANOMA
 from melanoma.printable import for_terminal
 from melanoma.scoring import layout, lease, results
 from melanoma.scoring.config import DeliveryConfig
@@ -44,7 +45,17 @@ _DATA_TIMEOUT = 600.0  # seconds in which a mail server looks at a mail: RFC 532
 _UNCERTAIN = "and may have arrived: ask its receiver, and send it with --again if it did not."
 _LEAST_SECRET = 16  # bytes
 _FIELDS = (
-    *("rank", "alert_level", "p_melanoma", "p_malignant", "diagnosis", "outlier_score", "image_uri", "image_id"),
+    *(
+        "rank",
+        "alert_level",
+        "alert_reason",
+        "p_melanoma",
+        "p_malignant",
+        "diagnosis",
+        "outlier_score",
+        "image_uri",
+        "image_id",
+    ),
     *("patient_id", "study_uid", "body_site", "acquired_at", "content_sha256", "copies", "model_version"),
 )
 
@@ -316,11 +327,19 @@ def _composed(settings: DeliveryConfig, message: _Message) -> email.message.Emai
     mail["Date"] = email.utils.localtime()
     mail["Message-ID"] = f"<melanoma-{message.run_id}@{str(settings.mail_from).rpartition('@')[2]}>"
     lines = [
-        f"{alert['rank']:>4}  {alert['alert_level']:<6}  {alert['p_melanoma']:6.1%}  {alert['diagnosis']:<4}  "
+        f"{alert['rank']:>4}  {alert['alert_level']:<6}  {alert['alert_reason'] or MELANOMA:<20}  "
+        f"{alert['p_melanoma']:6.1%}  {alert['p_malignant']:6.1%}  {alert['diagnosis']:<4}  "
         f"{for_terminal(alert['patient_id'] or '-')}  {for_terminal(alert['image_uri'])}"
         for alert in message.alerts
     ]
     mail.set_content(
-        "\n".join([f"The {_run(message)}. Rank, level, melanoma, diagnosis, patient, image:", "", *lines, ""])
+        "\n".join(
+            [
+                f"The {_run(message)}. Rank, level, reason, melanoma, malignant, diagnosis, patient, image:",
+                "",
+                *lines,
+                "",
+            ]
+        )
     )
     return mail

@@ -40,7 +40,8 @@ class _Written(BaseModel):
 class RunHeader(_Written):
     """What is known of a run before its archive is listed."""
 
-    key: str = ""  # a digest: calls with the same archives, model and `all` are the same run, see melanoma.scoring.run
+    # A digest: calls with the same archives, model, thresholds and `all` are the same run, see melanoma.scoring.run.
+    key: str = ""
     pseudonym_key: str | None = None  # fingerprint of the key that pseudonyms are made with
     run_date: str  # ISO date
     archive: str | tuple[str, ...] = ""

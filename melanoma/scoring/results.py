@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from melanoma import storage
 from melanoma.errors import InputError
@@ -207,10 +206,10 @@ def read_alerts(out: str, date: str | None = None, archive: str | None = None) -
 
 
 def listed_alerts(out: str, chosen: Nights) -> tuple[pa.Table, list[str]]:
-    """The alerts of some runs, `tables.ALERTS`, the most probable melanoma first, and the archive of each.
+    """The alerts of some runs, `tables.ALERTS`, in the order of `tables.by_rank`, and the archive of each.
 
-    An image that several of the runs have raised is there once, with its highest probability, and new where it was when
-    the first of them raised it. Raises InputError and OSError.
+    An image that several of the runs have raised is there once, as the run has it that ranks it highest, and new where
+    it was when the first of them raised it. Raises InputError and OSError.
     """
     root = storage.normalize(out)
     found = list(in_parallel(lambda record: alerts_of_run(root, record), chosen.runs))
@@ -222,7 +221,7 @@ def listed_alerts(out: str, chosen: Nights) -> tuple[pa.Table, list[str]]:
     table = pa.concat_tables(found)
     uris = table["image_uri"].to_pylist()
     best: dict[str, int] = {}
-    for place in pc.sort_indices(table, [("p_melanoma", "descending"), ("image_uri", "ascending")]).to_pylist():
+    for place in tables.by_rank(table).to_pylist():
         if chosen.archive in (None, archives[place]):
             best.setdefault(uris[place], place)
     first = {uri: place for place, uri in reversed(list(enumerate(uris)))}

@@ -29,6 +29,7 @@ from melanoma.imaging.decode import PREPROCESSING, READS
 from melanoma.imaging.errors import TRANSIENT, UNREAD
 from melanoma.model.bundle import Bundle
 from melanoma.model.bundle import load as load_bundle
+from melanoma.model.department import at_operating_point
 from melanoma.scoring import begun, layout, lease, listing, pool, results, shard
 from melanoma.scoring import plan as plans
 from melanoma.scoring import record as records
@@ -94,7 +95,7 @@ def score(
 def _request(config: ScoreConfig) -> _Request:
     privacy.from_environment(config.hold_back_annotated)  # refuses a key that is none
     store = Store(config.patience)
-    bundle = load_bundle(config.bundle, store)
+    bundle = at_operating_point(load_bundle(config.bundle, store), config.operating_point, store)
     archives = sorted(
         {
             storage.normalize(archive)
@@ -102,8 +103,10 @@ def _request(config: ScoreConfig) -> _Request:
         }
     )
     # Two calls with the same key are the same run.
-    words = json.dumps([archives, bundle.version, PREPROCESSING, config.all])
-    key = hashlib.sha256(words.encode()).hexdigest()[:10]
+    words = [archives, bundle.version, PREPROCESSING, config.all]
+    if config.operating_point:  # a run that was cut off is not finished with other thresholds
+        words.append(bundle.thresholds.to_json())
+    key = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:10]
     today = config.run_date or records.now().date().isoformat()
     return _Request(config, bundle, storage.normalize(config.out), archives, today, key, store)
 

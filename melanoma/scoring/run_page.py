@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from melanoma import quiet, storage, taxonomy
@@ -22,6 +23,7 @@ from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.imaging.limits import Limits
 from melanoma.model.bundle import Bundle
 from melanoma.model.manifest import Thresholds
+from melanoma.model.triage import BOTH, MALIGNANCY, MELANOMA
 from melanoma.pages import templates
 from melanoma.scoring import drift, results
 from melanoma.scoring.alerts import by_patient, patient_of
@@ -49,6 +51,14 @@ _ADVICE = {
     "timeout": "Export it again, as a plain JPEG or PNG, or raise decode_seconds in the configuration.",
     "not_found": "It was listed and then gone: the next night looks again.",
     "access": "Let the workers read it: the next night tries again.",
+}
+
+
+# The questions in words, by the reason of an alert.
+_REASONS = {
+    MELANOMA: "melanoma",
+    MALIGNANCY: "any malignancy, and not melanoma",
+    BOTH: "melanoma and any malignancy",
 }
 
 
@@ -201,6 +211,7 @@ def render(
         counts=record.counts,
         stages=record.stages,
         new=alerts["first_raised"].null_count,
+        for_malignancy_alone=pc.sum(pc.equal(alerts["alert_reason"], MALIGNANCY)).as_py() or 0,
         groups=_groups(rows[: len(shown)]),
         sites=results.short_names(archives),
         shown=dict(zip((alert["image_uri"] for alert in rows), shown, strict=False)),
@@ -213,6 +224,7 @@ def render(
         images_before=sum(distribution.images for distribution in distributions),
         figure=_figure(now, before, record.thresholds) if len(now["p_melanoma"]) and record.thresholds else None,
         names=taxonomy.NAMES,
+        reasons=_REASONS,
         pictures_failed=pictures_failed,
     )
 

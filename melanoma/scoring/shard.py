@@ -103,13 +103,15 @@ def images_of(uri: str, loaded: Loaded) -> list[_Image]:
 
 
 def most_suspicious_frames(scores: pa.Table) -> pa.Table:
-    """The scores with one row for each image: of one with several frames, the row of the highest p_melanoma."""
+    """The scores with one row for each image: of one with several frames, the row that comes first `tables.by_rank`."""
     if scores["frame"].null_count == len(scores):
         return scores
-    best: dict[str, tuple[float, int]] = {}
-    for row, (uri, p) in enumerate(zip(scores["image_uri"].to_pylist(), scores["p_melanoma"].to_pylist(), strict=True)):
-        best[uri] = max(best.get(uri, (-1.0, row)), (p, row), key=lambda found: found[0])
-    return scores.take(pa.array([row for _, row in best.values()], pa.int64()))
+    uris = scores["image_uri"].to_pylist()
+    best = dict.fromkeys(uris, -1)  # the images in their order
+    for row in tables.by_rank(scores).to_pylist():
+        if best[uris[row]] < 0:
+            best[uris[row]] = row
+    return scores.take(pa.array(list(best.values()), pa.int64()))
 
 
 class ShardScorer:

@@ -8,9 +8,10 @@ are dictionaries, a data set of pyarrow if they are.
 import struct
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from melanoma import storage
-from melanoma.model.triage import PREDICTION_FIELDS
+from melanoma.model.triage import MALIGNANCY, PREDICTION_FIELDS
 
 # What a DICOM header says of one image, as `melanoma.privacy` lets it out; null where there is none.
 PATIENT_FIELDS: list[pa.Field] = [
@@ -31,7 +32,7 @@ SCORES = pa.schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
         ("image_uri", pa.string()),
         ("image_id", pa.string()),
-        # The frame, counted from 1, with the highest p_melanoma; null where the file has one.
+        # The frame, counted from 1, that comes first `by_rank`; null where the file has one.
         ("frame", pa.int32()),
         *PATIENT_FIELDS,
         ("content_sha256", pa.string()),
@@ -60,6 +61,27 @@ REJECTS = pa.schema(
         ("content_sha256", pa.string()),  # null where no content was read
     ]
 )
+
+
+def by_rank(scores: pa.Table) -> pa.Array:
+    """The rows of scores, `SCORES`, in the order of a list of alerts: uint64 [n].
+
+    Urgent images come before those to review. Within a level, what the question of melanoma has raised comes before
+    what any malignancy alone has. Then the more probable comes first, by the probability of the question: p_melanoma,
+    or p_malignant of what that alone has raised; then the URI, so that a run has one order. Without an
+    `alert_reason`, which earlier versions did not write, an image was raised as melanoma.
+    """
+    alone = pc.fill_null(pc.equal(scores["alert_reason"], MALIGNANCY), False)
+    keys = {
+        "is_urgent": pc.equal(scores["alert_level"], "urgent").cast(pa.int8()),
+        "is_raised": pc.not_equal(scores["alert_level"], "none").cast(pa.int8()),
+        "is_alone": alone.cast(pa.int8()),
+        "probability": pc.if_else(alone, scores["p_malignant"], scores["p_melanoma"]),
+        "image_uri": scores["image_uri"],
+    }
+    falling = ["is_urgent", "is_raised", "probability"]
+    order = [(name, "descending" if name in falling else "ascending") for name in keys]
+    return pc.sort_indices(pa.table(keys), order)
 
 
 def in_file(table: pa.Table) -> pa.Table:

@@ -29,6 +29,7 @@ from melanoma.imaging.limits import Limits
 from melanoma.model import device
 from melanoma.model.bundle import Bundle
 from melanoma.model.bundle import load as load_bundle
+from melanoma.model.department import at_operating_point
 from melanoma.model.predictor import Predictor, predict_bytes
 from melanoma.serving import form
 
@@ -157,21 +158,25 @@ def _refuse_taken_port(host: str, port: int) -> None:
         ) from None
 
 
-def serve_forever(bundle_uri: str | None, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve_forever(
+    bundle_uri: str | None, operating_point: str | None, host: str, port: int, say: Callable[[str], None]
+) -> None:
     """Serve until interrupted or terminated.
 
     Args:
         bundle_uri: The model to answer with; None: the reference bundle.
+        operating_point: A file of `melanoma threshold`; None: the thresholds of the model.
         host: The address to listen on.
         port: The port to listen on.
         say: Is given one line once the endpoint answers.
 
     Raises:
-        InputError: The environment has no API key, the bundle cannot be used, or the port is taken.
+        InputError: The environment has no API key, the bundle or the operating point cannot be used, or the port is
+            taken.
         MelanomaError: The endpoint does not start.
     """
     key = api_key_from_environment()
-    bundle = load_bundle(bundle_uri)
+    bundle = at_operating_point(load_bundle(bundle_uri), operating_point)
     if not ray_session.cluster_address():
         _refuse_taken_port(host, port)
     ray_session.connect()

@@ -106,16 +106,23 @@ class Balance(Model):
     copies: Copies | None = None
 
 
-class OperatingPoint(Model):
-    """How the alert thresholds are chosen, on the validation split: see melanoma.evaluation.operating_point."""
+class Question(Model):
+    """How the two alert thresholds of one question are chosen, see melanoma.evaluation.operating_point."""
 
     sensitivity: Annotated[float, Field(gt=0, le=1)] = 0.95  # of `review`
     # What must reach it: the share of these very melanomas, or that share's one-sided 95% lower confidence bound, which
     # takes 59 melanomas for 95%.
     bound: Literal["observed", "lower"] = "observed"
     urgent_specificity: Annotated[float, Field(gt=0, le=1)] = 0.95  # of `urgent`
-    # Each source of validation with melanomas enough has to reach the sensitivity, too, and not all together alone.
+
+
+class OperatingPoint(Question):
+    """How the alert thresholds are chosen, on the validation split: those of melanoma, and those of any malignancy."""
+
+    # Each source of validation with melanomas enough has to reach the sensitivity, too, and not all together alone;
+    # with malignant images enough, where the question is any malignancy.
     by_source: bool = False
+    malignancy: Question | None = Question()  # null: the question is not asked
 
 
 class Tracking(Model):

@@ -14,7 +14,7 @@ from melanoma.catalog.leaks import split_groups
 from melanoma.errors import InputError, MelanomaError
 from melanoma.evaluation.calibration import fit_temperature
 from melanoma.evaluation.card import model_card
-from melanoma.evaluation.operating_point import choose_thresholds
+from melanoma.evaluation.operating_point import choose_malignancy, choose_thresholds
 from melanoma.evaluation.predictions import side
 from melanoma.evaluation.run import Evaluation, evaluate_frame
 from melanoma.evaluation.wording import training_gap
@@ -24,7 +24,7 @@ from melanoma.model import device
 from melanoma.model.bundle import Bundle
 from melanoma.model.manifest import Calibration, Draft, Member, Thresholds, TrainingFacts
 from melanoma.model.outliers import OutlierModel
-from melanoma.model.predictor import CompiledNetwork, calibrated
+from melanoma.model.predictor import CompiledNetwork, calibrated, p_malignant
 from melanoma.training import fit, loop, networks, others, plan, tracking, twin
 from melanoma.training.augment import operations
 from melanoma.training.config import TrainConfig
@@ -137,41 +137,50 @@ def check_figure(figure: str, labels: Sequence[str], catalog: str) -> None:
 def _check_operating_point(config: TrainConfig, validation: pd.DataFrame) -> None:
     """Whether a perfect model's thresholds could be chosen: it is known before the training, and fatal after it."""
     labels = validation["label"].tolist()
-    of_label = taxonomy.melanoma_of if taxonomy.MELANOMA in labels else taxonomy.malignant_of
-    perfect = side(labels, of_label).yes.astype(np.float32)
+    malignant = side(labels, taxonomy.malignant_of).yes.astype(np.float32)
+    melanoma = side(labels, taxonomy.melanoma_of).yes.astype(np.float32) if taxonomy.MELANOMA in labels else malignant
+    group, sources = validation["group_id"].to_numpy(dtype=object), validation["source"].tolist()
     try:
-        _thresholds(
-            config, labels, perfect, validation["group_id"].to_numpy(dtype=object), validation["source"].tolist()
-        )
+        thresholds_of(config, labels, melanoma, malignant, group, sources)
     except ValueError as error:
         raise InputError(f"The operating point of {config.catalog} cannot be chosen: {error}.") from None
 
 
-def _thresholds(
-    config: TrainConfig, labels: Sequence[str], p_melanoma: np.ndarray, group: np.ndarray, sources: Sequence[str]
+def thresholds_of(
+    config: TrainConfig,
+    labels: Sequence[str],
+    of_melanoma: np.ndarray,
+    of_malignancy: np.ndarray,
+    group: np.ndarray,
+    sources: Sequence[str],
 ) -> Thresholds:
     """The alert thresholds of a configuration.
 
     Args:
         config: The training.
         labels: [n], of the images of validation.
-        p_melanoma: float [n], of them.
+        of_melanoma: float32 [n], their probability of melanoma.
+        of_malignancy: float32 [n], their probability of all that is malignant.
         group: [n], which of them belong together.
         sources: [n], where they are from.
 
     Raises:
-        ValueError: As `choose_thresholds` does.
+        ValueError: As `choose_thresholds` and `choose_malignancy` do.
     """
     point = config.operating_point
-    return choose_thresholds(
-        labels,
-        p_melanoma,
-        group,
-        point.sensitivity,
-        point.bound,
-        point.urgent_specificity,
-        sources if point.by_source else None,
+    told = sources if point.by_source else None
+    chosen = choose_thresholds(
+        labels, of_melanoma, group, point.sensitivity, point.bound, point.urgent_specificity, told
     )
+    if not (asked := point.malignancy):
+        return chosen
+    try:
+        levels = choose_malignancy(
+            labels, of_malignancy, group, asked.sensitivity, asked.bound, asked.urgent_specificity, told
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}, or set operating_point.malignancy=null") from None
+    return chosen.model_copy(update={"malignancy": levels})
 
 
 def _check_workers(config: TrainConfig) -> None:
@@ -317,15 +326,17 @@ def _draft(
     count = development.train_count
     labels = development.labels[count:]
     temperature = fit_temperature(logits, plan.targets(labels))
+    probabilities = calibrated(logits, temperature)
     draft = Draft(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         input_size=config.image_size,
         test_time_flips=config.test_time_flips,
         calibration=Calibration(method="temperature", temperature=temperature, fitted_on="validation"),
-        thresholds=_thresholds(
+        thresholds=thresholds_of(
             config,
             labels,
-            calibrated(logits, temperature)[:, _MELANOMA],
+            probabilities[:, _MELANOMA],
+            p_malignant(probabilities),
             development.groups[count:],
             development.rows["source"].tolist()[count:],
         ),
@@ -393,4 +404,4 @@ def _figures(report: Evaluation) -> dict[str, object]:
     metrics = report.metrics.to_json()
     counts = ("n", *(f"n_{what}" for what in ("melanoma", "melanoma_unknown", "malignant", "malignant_unknown")))
     chosen = (*counts, "n_class_unknown", "leak_warning", "recall", "subgroups", *report.metrics.estimates())
-    return {name: metrics[name] for name in chosen}
+    return {name: metrics[name] for name in (*chosen, *(["malignancy"] if "malignancy" in metrics else []))}

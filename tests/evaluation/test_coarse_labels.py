@@ -18,7 +18,7 @@ from melanoma.evaluation.card import model_card
 from melanoma.evaluation.comparison import compare
 from melanoma.evaluation.gallery import select_pictures
 from melanoma.evaluation.metrics import compute_metrics
-from melanoma.evaluation.operating_point import choose_threshold, choose_thresholds
+from melanoma.evaluation.operating_point import choose_malignancy, choose_threshold, choose_thresholds
 from melanoma.evaluation.subgroups import subgroups
 
 BENIGN = taxonomy.join(code for code in taxonomy.CODES if code not in taxonomy.MALIGNANT)
@@ -238,3 +238,17 @@ def test_a_catalog_of_benign_and_malignant_is_evaluated(
     assert "melanoma cannot be measured, only what is malignant" in report
     assert "Malignant images raised" in report
     assert not {"nan", "None"} & set(report.split())
+
+
+def test_thresholds_of_malignancy_leave_out_what_may_be_malignant_or_not() -> None:
+    labels = ["MEL", "BCC", "AK|SCC", "NV", MALIGNANT, "NV", "MEL", BENIGN]
+    score = np.array([0.9, 0.8, 0.99, 0.7, 0.6, 0.5, 0.4, 0.3])
+    found = choose_malignancy(labels, score, np.arange(8), 0.75, "observed", 0.99)
+    assert 0.5 < found.review < 0.6
+    assert 0.7 < found.urgent < 0.8
+    point = found.operating_point
+    assert point is not None
+    assert (point.n, point.n_malignant, point.n_melanoma, point.sensitivity.value) == (7, 4, 2, 0.75)
+    assert "7 images, 4 malignant" in str(found.chosen)
+    with pytest.raises(ValueError, match="nothing malignant to choose a threshold on"):
+        choose_malignancy([BENIGN] * 3, np.zeros(3), np.arange(3), 0.9, "observed", 0.9)

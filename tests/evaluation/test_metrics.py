@@ -132,7 +132,7 @@ def test_operating_points() -> None:
 
 
 def test_levels_and_prevalences() -> None:
-    frame = NINE.assign(alert_level=np.select([SCORE >= 0.5, SCORE >= 0.2], ["urgent", "review"], "none"))
+    frame = NINE.assign(threshold_urgent=0.5)
     metrics = measured(frame, resamples=20, prevalence=0.05)
     assert metrics["urgent"]["sensitivity"]["value"] == (SCORE[IS_MELANOMA] >= 0.5).mean()
     assert metrics["urgent"]["specificity"]["value"] == (SCORE[~IS_MELANOMA] < 0.5).mean()
@@ -206,6 +206,21 @@ def five_copies(frame: pd.DataFrame) -> pd.DataFrame:
     copies = pd.concat([frame] * 5, ignore_index=True)
     copies["uri"] += [f"#{i}" for i in range(len(copies))]
     return copies
+
+
+def test_any_malignancy_is_measured_where_it_is_asked() -> None:
+    assert "malignancy" not in NINE_METRICS
+    p = NINE[["p_BCC", "p_MEL", "p_SCC"]].sum(axis=1)
+    malignant = NINE["label"].isin(["BCC", "MEL", "SCC"])
+    asked = {"threshold_malignancy": 0.6, "threshold_malignancy_urgent": 0.8}
+    found = compute_metrics(NINE.assign(p_malignant=p, **asked), resamples=20).to_json()
+    assert {name: found[name] for name in ("sensitivity", "specificity")} == {
+        name: NINE_METRICS[name] for name in ("sensitivity", "specificity")
+    }
+    for level, raised in {"review": p >= 0.6, "urgent": p >= 0.8, "either": (p >= 0.6) | (SCORE >= 0.2)}.items():
+        assert found["malignancy"][level]["sensitivity"]["value"] == pytest.approx(raised[malignant].mean())
+        assert found["malignancy"][level]["specificity"]["value"] == pytest.approx((~raised[~malignant]).mean())
+    assert found["malignancy"]["alerts_per_1000_of_melanoma"] == pytest.approx(1000 * (SCORE >= 0.2).mean())
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.0, 1.0])

@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 
 from melanoma.model import triage
+from melanoma.model.manifest import Levels, Thresholds
 from melanoma.scoring import tables
 
 # DESIGN.md, section 5.
@@ -12,7 +13,10 @@ COLUMNS = [
     "diagnosis", *(f"p_{code}" for code in CODES), "p_melanoma", "p_malignant", "alert_level", "threshold", "quality",
     "outlier_score",
 ]  # fmt: skip
-ADDED = ("frame", "study_uid", "body_site", "acquired_at", "is_held_back", "perceptual_hash")
+ADDED = (
+    *("frame", "study_uid", "body_site", "acquired_at", "is_held_back", "perceptual_hash", "alert_reason"),
+    *("threshold_urgent", "threshold_malignancy", "threshold_malignancy_urgent"),
+)
 
 
 def test_an_image_at_a_threshold_is_raised() -> None:
@@ -59,3 +63,25 @@ def test_the_columns_are_those_of_the_contract() -> None:
     assert tables.SCORES.field("scored_at").type == pa.timestamp("us", tz="UTC")
     quality = tables.SCORES.field("quality").type
     assert [quality.field(place).name for place in range(quality.num_fields)] == ["sharpness", "exposure"]
+
+
+def test_two_questions_give_the_higher_level_and_say_which_of_them_raised_an_image() -> None:
+    thresholds = Thresholds(review=0.3, urgent=0.6, malignancy=Levels(review=0.5, urgent=0.8))
+    p = np.array([[0.1, 0.2], [0.4, 0.4], [0.1, 0.9], [0.4, 0.5], [0.4, 0.8], [0.7, 0.7]], dtype=np.float32)
+    expected = [
+        ("none", None),
+        ("review", "melanoma"),
+        ("urgent", "malignancy"),
+        ("review", "melanoma, malignancy"),
+        ("urgent", "melanoma, malignancy"),
+        ("urgent", "melanoma, malignancy"),
+    ]
+    found = triage.alerts(p[:, 0], p[:, 1], thresholds)
+    assert list(zip(found["alert_level"], found["alert_reason"], strict=True)) == expected
+    assert set(found["alert_reason"]) - {None} == set(triage.REASONS)
+
+
+def test_a_bundle_that_does_not_ask_for_malignancy_raises_melanoma_alone() -> None:
+    p = np.array([0.1, 0.4, 0.7], dtype=np.float32)
+    found = triage.alerts(p, np.ones(3, dtype=np.float32), Thresholds(review=0.3, urgent=0.6))
+    assert found == {"alert_level": ["none", "review", "urgent"], "alert_reason": [None, "melanoma", "melanoma"]}

@@ -39,6 +39,23 @@ def test_the_most_probable_comes_first_and_equal_ones_in_order_of_uri() -> None:
     assert found["first_raised"].to_pylist() == [None] * 3
 
 
+def test_urgent_comes_first_then_melanoma_then_any_malignancy_alone() -> None:
+    def row(uri: str, level: str, reason: str | None, p: float, malignant: float) -> dict[str, Any]:
+        return image(uri, p, alert_level=level, alert_reason=reason, p_malignant=malignant)
+
+    expected = [
+        row("melanoma", "urgent", "melanoma", 0.7, 0.7),
+        row("both", "urgent", "melanoma, malignancy", 0.6, 0.99),
+        row("carcinoma", "urgent", "malignancy", 0.01, 0.98),
+        row("less of a carcinoma", "urgent", "malignancy", 0.1, 0.97),
+        row("of an earlier version", "review", None, 0.3, 0.3),
+        row("to review", "review", "melanoma", 0.2, 0.9),
+        row("another to review", "review", "malignancy", 0.15, 0.95),
+    ]
+    found = alerts.ranked(raised(*reversed(expected)), earlier())
+    assert found["image_uri"].to_pylist() == [each["image_uri"] for each in expected]
+
+
 def test_a_photograph_is_shown_once_by_its_most_probable_image() -> None:
     far = f"{int(BASE, 16) ^ (2**256 - 1):064x}"
     found = alerts.ranked(

@@ -82,7 +82,10 @@ def test_a_record_keeps_what_only_another_version_knows(tmp_path: Path) -> None:
 
 def test_alerts_are_read(out: Path) -> None:
     found = results.read_alerts(str(out), "2026-11-18").to_pylist()
-    assert found == [{**row, "archive": ARCHIVE} for row in rows(out, "alerts/*/*/*.parquet")]
+    # Which question has raised them was not asked, and is null.
+    new = ("alert_reason", "threshold_urgent", "threshold_malignancy", "threshold_malignancy_urgent")
+    written = rows(out, "alerts/*/*/*.parquet")
+    assert found == [{**row, **dict.fromkeys(new), "archive": ARCHIVE} for row in written]
     assert len(found) == read(RunRecord, str(DATA / RECORD)).counts.alerts > 0
 
 

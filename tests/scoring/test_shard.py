@@ -252,3 +252,24 @@ def test_what_is_refused_in_a_directory_is_not_fetched(tmp_path: Path, reads: li
     reads.clear()
     ((uri, found),) = fetching(storage.read_table(frozen.uri(0)), settings())
     assert (uri, found.kind, reads) == (str(tmp_path / "a.tar"), "truncated", [])
+
+
+def test_of_several_frames_that_is_scored_which_would_rank_first() -> None:
+    def row(uri: str, frame: int | None, level: str, reason: str | None, p: float, malignant: float) -> dict[str, Any]:
+        found = {"image_uri": uri, "frame": frame, "alert_level": level, "alert_reason": reason}
+        return {**found, "p_melanoma": p, "p_malignant": malignant}
+
+    rows = [
+        row("quiet.dcm", 1, "none", None, 0.1, 0.4),
+        row("quiet.dcm", 2, "none", None, 0.2, 0.3),
+        row("one.jpg", None, "none", None, 0.1, 0.1),
+        row("carcinoma.dcm", 1, "none", None, 0.3, 0.3),
+        row("carcinoma.dcm", 2, "urgent", "malignancy", 0.01, 0.99),
+        row("carcinoma.dcm", 3, "review", "melanoma", 0.4, 0.4),
+    ]
+    found = shard.most_suspicious_frames(pa.Table.from_pylist(rows, schema=tables.SCORES))
+    assert found.select(["image_uri", "frame"]).to_pylist() == [
+        {"image_uri": "quiet.dcm", "frame": 2},
+        {"image_uri": "one.jpg", "frame": None},
+        {"image_uri": "carcinoma.dcm", "frame": 2},
+    ]

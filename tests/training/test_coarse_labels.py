@@ -125,6 +125,16 @@ def test_a_catalog_of_benign_and_malignant_can_be_trained_on(catalog: pd.DataFra
         check_inputs(training(one_sided, tmp_path, batch_size=4))
 
 
+def test_where_any_malignancy_cannot_be_asked_a_training_has_to_say_so(catalog: pd.DataFrame, tmp_path: Path) -> None:
+    # Whether an image is melanoma is known, and whether another is malignant is not.
+    labels = catalog.assign(label=np.where(catalog["label"] == "MEL", "MEL", "AK|SCC"))
+    with pytest.raises(InputError, match=r"nothing but melanoma to .*, or set operating_point.malignancy=null"):
+        check_inputs(training(labels, tmp_path, batch_size=4))
+    settings = training(labels, tmp_path, batch_size=4)
+    point = settings.operating_point.model_copy(update={"malignancy": None})
+    check_inputs(settings.model_copy(update={"operating_point": point}))
+
+
 @pytest.mark.slow
 def test_a_model_of_benign_and_malignant_is_trained_measured_and_says_what_it_is(
     ray_cluster: None, catalog: pd.DataFrame, tmp_path: Path
@@ -141,5 +151,8 @@ def test_a_model_of_benign_and_malignant_is_trained_measured_and_says_what_it_is
     assert 0 <= metrics["malignant_auc"]["value"] <= 1
     assert metrics["n_melanoma_unknown"] == metrics["n_malignant"] > 0
     assert "none of them known as melanoma" in str(bundle.thresholds.chosen)
+    assert bundle.thresholds.malignancy is not None
+    assert bundle.thresholds.malignancy.operating_point is not None
+    assert bundle.thresholds.malignancy.operating_point.n_malignant == metrics["n_malignant"]
     assert "No training image is known as melanoma" in (tmp_path / "out" / "model_card.md").read_text()
     assert "melanoma cannot be measured" in (tmp_path / "out" / "evaluation" / "report.html").read_text()

@@ -7,6 +7,7 @@ is trained on, too, are not tested on; nor is the test split of any source, beca
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,19 @@ import pydantic
 from melanoma import config, ray_session, storage, taxonomy
 from melanoma.catalog import schema
 from melanoma.errors import InputError
-from melanoma.evaluation.operating_point import choose_threshold
+from melanoma.evaluation.intervals import proportion
 from melanoma.evaluation.predictions import Side, side
 from melanoma.model import bundle as bundles
-from melanoma.model.manifest import JsonModel
-from melanoma.model.predictor import CompiledNetwork, calibrated
+from melanoma.model.manifest import Estimate, JsonModel, Thresholds
+from melanoma.model.predictor import CompiledNetwork, calibrated, p_malignant
 from melanoma.training import loop, plan
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import Split, TrainingData
 from melanoma.training.fit import fit
 from melanoma.training.input import cache_images
 from melanoma.training.studies.config import RecipesConfig
-from melanoma.training.studies.recipes_table import OnSource, table
+from melanoma.training.studies.recipes_table import OfMalignancy, OnSource, table
+from melanoma.training.train import thresholds_of
 
 FEWEST = 20  # melanomas of a source whose figures are reported
 _MELANOMA = taxonomy.CODES.index(taxonomy.MELANOMA)
@@ -182,6 +184,13 @@ def _config(settings: RecipesConfig, name: str, changes: Mapping[str, Any]) -> T
     return recipe
 
 
+def _of_malignancy(malignant: Side, raised: npt.NDArray[np.bool_], group: npt.NDArray[np.intp]) -> OfMalignancy:
+    yes, no = malignant.yes, malignant.no
+    shares = proportion(raised[yes], group[yes]), proportion(~raised[no], group[no])
+    sensitivity, specificity = (Estimate.model_validate(asdict(share)) for share in shares)
+    return OfMalignancy(n_malignant=int(yes.sum()), sensitivity=sensitivity, specificity=specificity)
+
+
 class _Trial:
     """One recipe, with one seed, without some sources.
 
@@ -215,18 +224,14 @@ class _Trial:
         model = bundles.model_bytes(trained.model)
         network = CompiledNetwork(model, self.recipe.image_size, self.recipe.test_time_flips)
 
-        def p_melanoma(rows: npt.NDArray[np.intp]) -> np.ndarray:
-            return calibrated(network.logits(self.images[rows]), 1.0)[:, _MELANOMA]
+        def probabilities(rows: npt.NDArray[np.intp]) -> np.ndarray:
+            return calibrated(network.logits(self.images[rows]), 1.0)
 
-        melanoma = side(validation.labels, taxonomy.melanoma_of)
-        if not melanoma.yes.any():
-            raise InputError(f"Without {', '.join(self.left_out)} the validation split has no melanoma: split it anew.")
-        scores = p_melanoma(validation.rows)[melanoma.known]
-        threshold = choose_threshold(melanoma.yes[melanoma.known], scores, self.recipe.operating_point.sensitivity)
+        thresholds = self._thresholds(validation, probabilities(validation.rows))
         on = {}
         for source in self.left_out:
             if _is_tested(self.usable, self.left_out, source):
-                on[source] = self._tested(source, p_melanoma, threshold)
+                on[source] = self._tested(source, probabilities, thresholds)
                 say(f"{source}: {on[source].in_words()}")
         return Outcome(
             made_of=self.made_of,
@@ -237,18 +242,36 @@ class _Trial:
             on=on,
         )
 
-    def _tested(self, source: str, p_melanoma: Callable[[Any], np.ndarray], threshold: float) -> OnSource:
+    def _thresholds(self, validation: Split, probabilities: np.ndarray) -> Thresholds:
+        """Chosen as the training of the recipe chooses its bundle's."""
+        without = f"Without {', '.join(self.left_out)} the validation split"
+        if not side(validation.labels, taxonomy.melanoma_of).yes.any():
+            raise InputError(f"{without} has no melanoma: split it anew.")
+        rows = self.usable.iloc[validation.rows]
+        groups, sources = rows["group_id"].to_numpy(dtype=object), rows["source"].tolist()
+        of_melanoma, of_malignancy = probabilities[:, _MELANOMA], p_malignant(probabilities)
+        try:
+            return thresholds_of(self.recipe, validation.labels, of_melanoma, of_malignancy, groups, sources)
+        except ValueError as error:
+            raise InputError(f"{without} allows no operating point: {error}.") from None
+
+    def _tested(self, source: str, of_rows: Callable[[Any], np.ndarray], thresholds: Thresholds) -> OnSource:
         # Each source by itself: that one has more melanomas than another says nothing of a model.
         of_source = (self.usable["source"] == source).to_numpy(dtype=bool)
         rows = np.flatnonzero(_unseen(self.usable, self.left_out) & of_source)
-        melanoma: Side = side(self.usable["label"].iloc[rows].tolist(), taxonomy.melanoma_of)
-        rows, yes = rows[melanoma.known], melanoma.yes[melanoma.known]
+        labels, probabilities = self.usable["label"].iloc[rows].tolist(), of_rows(rows)
         _, group = np.unique(self.usable["group_id"].to_numpy(dtype=object)[rows], return_inverse=True)
+        melanoma = side(labels, taxonomy.melanoma_of)
+        of_malignancy = None
+        if asked := thresholds.malignancy:
+            raised = p_malignant(probabilities) >= asked.review
+            of_malignancy = _of_malignancy(side(labels, taxonomy.malignant_of), raised, group)
         return OnSource(
-            threshold=threshold,
-            group=tuple(group.tolist()),
-            melanoma=tuple(yes.tolist()),
-            p_melanoma=tuple(round(float(p), 6) for p in p_melanoma(rows)),
+            threshold=thresholds.review,
+            group=tuple(group[melanoma.known].tolist()),
+            melanoma=tuple(melanoma.yes[melanoma.known].tolist()),
+            p_melanoma=tuple(round(float(p), 6) for p in probabilities[melanoma.known, _MELANOMA]),
+            malignancy=of_malignancy,
         )
 
     def _split(self, name: str) -> Split:

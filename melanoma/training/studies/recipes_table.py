@@ -16,6 +16,14 @@ from melanoma.training.measure import cell
 RESAMPLES = 500
 
 
+class OfMalignancy(JsonModel):
+    """What the question of any malignancy raises of a source, at the threshold that other sources chose."""
+
+    n_malignant: int
+    sensitivity: Estimate
+    specificity: Estimate
+
+
 class OnSource(JsonModel):
     """What one training says of a source that it has not seen: of the images that are known as melanoma or not."""
 
@@ -23,6 +31,7 @@ class OnSource(JsonModel):
     group: tuple[int, ...]  # [n], which images belong together
     melanoma: tuple[bool, ...]  # [n]
     p_melanoma: tuple[float, ...]  # [n]
+    malignancy: OfMalignancy | None = None  # None: the recipe does not ask this question
 
     def auc(self) -> Interval:
         yes = np.array(self.melanoma)
@@ -130,14 +139,22 @@ def table(found: Mapping[str, Mapping[str, Sequence[OnSource]]], notes: Sequence
 
 def _of_sources(found: Mapping[str, Mapping[str, Sequence[OnSource]]]) -> str:
     head = ["left out", "images", "melanomas", "recipe", "seed", "AUC", "sensitivity", "specificity"]
-    lines = [head]
+    asked = any(each.malignancy for of_recipe in found.values() for tested in of_recipe.values() for each in tested)
+    lines = [[*head, *(["malignant", "their sensitivity", "their specificity"] if asked else [])]]
     for source in dict.fromkeys(source for of_recipe in found.values() for source in of_recipe):
         for recipe, of_recipe in found.items():
             for number, each in enumerate(of_recipe[source]):
                 counts = [f"{len(each.melanoma):,}", f"{sum(each.melanoma):,}"]
                 figures = (each.auc(), each.sensitivity(), each.specificity())
-                lines.append([source, *counts, recipe, str(number + 1), *map(_cell, figures)])
+                malignancy = _cells_of_malignancy(each.malignancy) if asked else []
+                lines.append([source, *counts, recipe, str(number + 1), *map(_cell, figures), *malignancy])
     return _markdown(lines)
+
+
+def _cells_of_malignancy(found: OfMalignancy | None) -> list[str]:
+    if found is None:
+        return ["not asked"] * 3
+    return [f"{found.n_malignant:,}", cell(found.sensitivity), cell(found.specificity)]
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -147,5 +164,6 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 _NOTES = """
 Each with its 95% interval over groups, which holds the choice of images and not that of the seed. Sensitivity and
-specificity are at the threshold that validation images of the other sources chose. No test split is in these figures.
+specificity are at the threshold that validation images of the other sources chose, those of malignant images at that of
+the question of any malignancy. No test split is in these figures.
 """

@@ -17,7 +17,7 @@ from melanoma.catalog.split import split
 from melanoma.errors import InputError
 from melanoma.training.studies import recipes
 from melanoma.training.studies.config import RecipesConfig
-from melanoma.training.studies.recipes_table import OnSource, table
+from melanoma.training.studies.recipes_table import OfMalignancy, OnSource, table
 
 
 @pytest.fixture
@@ -77,6 +77,9 @@ def test_what_is_left_out_is_tested_on_but_for_what_is_trained_on_too(
         tested = outcome.on["elsewhere"]
         assert sum(tested.melanoma) == (unseen["label"] == "MEL").sum()
         assert len(tested.melanoma) == len(unseen)
+        assert tested.malignancy is not None
+        assert tested.malignancy.n_malignant == unseen["label"].isin(["MEL", "BCC"]).sum()
+        assert 0 <= (tested.malignancy.sensitivity.value or 0) <= 1
     assert (Path(settings.out) / "recipes.md").read_text().splitlines()[2].startswith("| plain | ")
 
     # What is done is not done again, and what has changed is.
@@ -144,3 +147,17 @@ def test_the_table_has_means_over_sources_and_each_source_by_itself() -> None:
     assert sources[2][:5] == ["a", "60", "20", "good", "1"]
     assert sources[2][6].startswith(f"{raised.mean():.3f} [")
     assert "c is not reported alone." in text
+
+
+def test_the_table_of_sources_has_any_malignancy_where_a_recipe_asks_it() -> None:
+    known = {"value": 0.5, "low": 0.25, "high": 0.75}
+    of_malignancy = OfMalignancy.model_validate({"n_malignant": 31, "sensitivity": known, "specificity": known})
+    asks = _tested(1, 0.6).model_copy(update={"malignancy": of_malignancy})
+    lines = table({"asks": {"a": [asks]}, "asks not": {"a": [_tested(1, 0.6)]}}).splitlines()
+    sources = [line.strip("| ").split(" | ") for line in lines if line.startswith(("| left out", "| a |"))]
+    assert [row[8:] for row in sources] == [
+        ["malignant", "their sensitivity", "their specificity"],
+        ["31", "0.500 [0.250, 0.750]", "0.500 [0.250, 0.750]"],
+        ["not asked"] * 3,
+    ]
+    assert "not asked" not in table({"asks not": {"a": [_tested(1, 0.6)]}})
