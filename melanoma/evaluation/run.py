@@ -60,8 +60,11 @@ class Evaluation:
 
 def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: None) -> Evaluation:
     """Evaluate and write the report to `config.out`, a folder or an s3:// prefix. `say` is given one line a step."""
-    model = load_bundle(config.bundle) if config.bundle else other_model.read(str(config.predictions))
-    against = load_bundle(config.against) if config.against else None
+    if config.bundle:
+        model: Bundle | OtherModel = load_bundle(config.bundle).in_form(config.network)
+    else:
+        model = other_model.read(str(config.predictions))
+    against = load_bundle(config.against).in_form(config.against_network) if config.against else None
     frame = schema.read(config.catalog)
     # What can be refused is refused before anything is predicted.
     rows = _rows(frame, config.split, config.catalog, config.sources)

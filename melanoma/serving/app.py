@@ -23,6 +23,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
 from melanoma import config, ray_session
+from melanoma.config import NetworkForm
 from melanoma.errors import InputError, MelanomaError
 from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.imaging.limits import Limits
@@ -63,7 +64,8 @@ class Endpoint:
     """One replica: it holds the model and answers."""
 
     def __init__(self, bundle: Bundle, api_key_digest: str) -> None:
-        device.use_no_gpu()
+        if not bundle.is_compiled:
+            device.use_no_gpu()
         self._predictor = Predictor(bundle, threads=1)
         self._key = api_key_digest
         self._limits = Limits()
@@ -157,7 +159,9 @@ def _refuse_taken_port(host: str, port: int) -> None:
         ) from None
 
 
-def serve_forever(bundle_uri: str | None, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve_forever(
+    bundle_uri: str | None, host: str, port: int, say: Callable[[str], None], network: NetworkForm = "auto"
+) -> None:
     """Serve until interrupted or terminated.
 
     Args:
@@ -165,13 +169,14 @@ def serve_forever(bundle_uri: str | None, host: str, port: int, say: Callable[[s
         host: The address to listen on.
         port: The port to listen on.
         say: Is given one line once the endpoint answers.
+        network: The form of the model, see `Bundle.in_form`.
 
     Raises:
         InputError: The environment has no API key, the bundle cannot be used, or the port is taken.
         MelanomaError: The endpoint does not start.
     """
     key = api_key_from_environment()
-    bundle = load_bundle(bundle_uri)
+    bundle = load_bundle(bundle_uri).in_form(network)
     if not ray_session.cluster_address():
         _refuse_taken_port(host, port)
     ray_session.connect()
