@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
@@ -23,7 +23,6 @@ from melanoma.errors import InputError
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what Keras takes
-NetworkForm = Literal["auto", "tensorflow", "compiled"]  # of a bundle's model, see melanoma.model.bundle.Bundle.in_form
 
 
 def _iso_date(value: Any) -> Any:

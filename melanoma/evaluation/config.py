@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from melanoma.config import Model, NetworkForm, Place, Seed
+from melanoma.config import Model, Place, Seed
+from melanoma.model.form import NetworkForm
 
 
 class EvaluateConfig(Model):

@@ -26,10 +26,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from melanoma import storage, taxonomy
-from melanoma.config import NetworkForm
 from melanoma.errors import InputError
 from melanoma.imaging.decode import PREPROCESSING
 from melanoma.model import compiled as compiled_form
+from melanoma.model.form import NetworkForm
 from melanoma.model.manifest import Draft, Manifest, Thresholds
 from melanoma.model.outliers import OutlierModel
 from melanoma.storage import Store

@@ -85,7 +85,7 @@ def packed(graph: bytes, weights: bytes) -> bytes:
 
 
 def unpacked(compiled: bytes) -> tuple[bytes, bytes]:
-    """Graph and weights of what `packed` made. Raises InputError for any other content, and for one that is too large."""
+    """Graph and weights of what `packed` made. Raises InputError for anything else, or too much of it."""
     try:
         with zipfile.ZipFile(io.BytesIO(compiled)) as archive:
             graph, weights = (_read(archive, name) for name in (_GRAPH, _WEIGHTS))

@@ -93,7 +93,7 @@ class Agreement(JsonModel):
     correlation: float  # of the log odds of melanoma
     auc_tensorflow: float | None = None  # of melanoma, or where no label tells it, of what is malignant
     auc_compiled: float | None = None
-    largest_change: float | None = None  # of a calibrated p_melanoma
+    largest_change: float  # of a calibrated p_melanoma
 
 
 class CompiledForm(JsonModel):
@@ -104,7 +104,7 @@ class CompiledForm(JsonModel):
     thresholds: Thresholds
     of_features: FeatureModel | None = None  # of its outlier model; all else of that looks at the pixels alone
     calibration_images: int | None = None  # training images that the ranges of the integers were found on
-    agreement: Agreement | None = None
+    agreement: Agreement
     versions: dict[str, str] = {}  # of the libraries that made it
     metrics: dict[str, Any] = {}  # as those of the TensorFlow form
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from melanoma.config import Date, LocalPlace, Model, NetworkForm, Place, Positive, Share
+from melanoma.config import Date, LocalPlace, Model, Place, Positive, Share
+from melanoma.model.form import NetworkForm
 
 
 class DeliveryConfig(Model):

@@ -23,13 +23,13 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
 from melanoma import config, ray_session
-from melanoma.config import NetworkForm
 from melanoma.errors import InputError, MelanomaError
 from melanoma.imaging.isolated import IsolatedDecoder
 from melanoma.imaging.limits import Limits
 from melanoma.model import device
 from melanoma.model.bundle import Bundle
 from melanoma.model.bundle import load as load_bundle
+from melanoma.model.form import NetworkForm
 from melanoma.model.predictor import Predictor, predict_bytes
 from melanoma.serving import form
 

@@ -1,4 +1,4 @@
-"""The compiled form of a bundle that exists: it is calibrated and measured on the catalog that the model was trained on."""
+"""The compiled form of a bundle that exists, calibrated and measured on the catalog that the model was trained on."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,5 +1,6 @@
 """The few figures that trainings are compared by, measured as an evaluation measures them."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -57,7 +58,7 @@ def figures_of(report: Evaluation) -> dict[str, object]:
     return {name: metrics[name] for name in chosen}
 
 
-def _aim(labels: Sequence[str], groups: Sequence[str]) -> tuple[Side, list[str], Codes]:
+def _aim(labels: Sequence[str], groups: Sequence[str]) -> tuple[Side, list[str], np.ndarray]:
     """What is to be found in images: melanoma or, where no label tells it, what is malignant; the codes of that; and
     the number of each image's group."""
     melanoma = side(labels, taxonomy.melanoma_of)
@@ -78,7 +79,7 @@ def auc_of(probabilities: np.ndarray, labels: Sequence[str], groups: Sequence[st
     """
     aim, codes, group = _aim(labels, groups)
     score = probabilities[:, [taxonomy.CODES.index(code) for code in codes]].sum(axis=1).astype(np.float64)
-    return auc(aim, score, group, seed)
+    return Estimate.model_validate(dataclasses.asdict(auc(aim, score, group, seed)))
 
 
 FEWEST = 10  # groups of melanoma, and of others, that tell whether anything was learned

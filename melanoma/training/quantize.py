@@ -189,11 +189,11 @@ def _agreement(
     count = development.train_count
     labels, groups = development.labels[count:], development.groups[count:].tolist()
     p = [calibrated(each, temperature) for each, temperature in zip(logits, temperatures, strict=True)]
-    log_odds = [_log_odds(calibrated(each, 1.0)[:, _MELANOMA]) for each in logits]
+    log_odds = np.stack([_log_odds(calibrated(each, 1.0)[:, _MELANOMA]) for each in logits])
     aucs = [auc_of(each, labels, groups, config.seed).value for each in p]
     return Agreement(
         n=len(labels),
-        correlation=float(np.corrcoef(*log_odds)[0, 1]),
+        correlation=float(np.corrcoef(log_odds)[0, 1]),
         auc_tensorflow=aucs[0],
         auc_compiled=aucs[1],
         largest_change=float(np.abs(p[0] - p[1])[:, _MELANOMA].max()),
@@ -215,6 +215,6 @@ def _refuse_another(agreement: Agreement) -> None:
     before, after = agreement.auc_tensorflow, agreement.auc_compiled
     if before is not None and after is not None and before - after > _LARGEST_LOSS:
         raise DisagreementError(
-            f"The compiled form is refused: its AUC on validation is {after:.3f}, and that of the network {before:.3f}, "
-            f"which is more than {_LARGEST_LOSS} higher."
+            f"The compiled form is refused: its AUC on validation is {after:.3f}, and that of the network is more than "
+            f"{_LARGEST_LOSS} higher, {before:.3f}."
         )
