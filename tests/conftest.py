@@ -25,9 +25,9 @@ from melanoma.demo.local_s3 import LocalS3, serve
 from melanoma.imaging.decode import decode
 from melanoma.imaging.hashing import perceptual_hash
 from melanoma.model import bundle as bundles
-from melanoma.model import outliers
+from melanoma.model import compiled, outliers
 from melanoma.model.bundle import Bundle
-from melanoma.model.manifest import Draft
+from melanoma.model.manifest import Agreement, Calibration, CompiledForm, Draft
 from melanoma.model.predictor import CompiledNetwork, Predictor, calibrated
 from melanoma.training.config import Network, TrainConfig
 from tests.support import in_this_process
@@ -212,6 +212,32 @@ def other_bundle_path(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) 
         str(folder),
         bundle.manifest.draft(),
         {"model.keras": bundles.model_bytes(model), "training_images.parquet": bundle.training_images},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiled_bundle_path(bundle: Bundle, lesions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `bundle` with a compiled form beside it, whose calibration and thresholds are others. Not to be
+    written to."""
+    from melanoma.training.quantize import quantized
+
+    images = [decode(path.read_bytes(), INPUT_SIZE).pixels for path in sorted(lesions.rglob("*.jpg"))[::4]]
+    form = CompiledForm(
+        form=compiled.FORM,
+        calibration=Calibration(method="temperature", temperature=0.4, fitted_on="validation"),
+        thresholds=bundle.thresholds.model_copy(update={"chosen": "as those of the TensorFlow form"}),
+        agreement=Agreement(n=18, correlation=0.99, largest_change=0.01),
+    )
+    folder = tmp_path_factory.mktemp("bundle") / "compiled"
+    bundles.write(
+        str(folder),
+        bundle.manifest.draft().model_copy(update={"compiled": form}),
+        {
+            "model.keras": bundle.model,
+            "training_images.parquet": bundle.training_images,
+            compiled.FILE: quantized(bundle.model, bundle.test_time_flips, np.stack(images)),
+        },
     )
     return folder
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from melanoma.imaging.isolated import IsolatedDecoder
     from melanoma.model.bundle import Bundle
     from melanoma.model.explain import Explainer
+    from melanoma.model.form import NetworkForm
     from melanoma.model.manifest import Thresholds
     from melanoma.model.predictor import Predictor
     from melanoma.training.config import TrainConfig
@@ -31,12 +32,15 @@ Image: TypeAlias = "Place | bytes | np.ndarray"
 _LONGEST_OVERLAY = 800  # pixels
 
 
-def load(bundle: Place | None = None, operating_point: Place | None = None) -> "TrainedModel":
+def load(
+    bundle: Place | None = None, operating_point: Place | None = None, network: "NetworkForm" = "auto"
+) -> "TrainedModel":
     """A trained model; without a `bundle`, the reference model that comes with this package.
 
     Example: ``m.load().predict("lesion.jpg")``
 
-    With an `operating_point`, a file of `melanoma threshold`, it raises images by those thresholds.
+    With an `operating_point`, a file of `melanoma threshold`, it raises images by those thresholds. `network`: the form
+    of the model, "tensorflow" or "compiled"; "auto" is the compiled one where the bundle has it.
 
     Raises InputError where the bundle is missing, was changed, or is of another version, and where the operating point
     is of another model.
@@ -46,7 +50,8 @@ def load(bundle: Place | None = None, operating_point: Place | None = None) -> "
 
     uri = None if bundle is None else os.fspath(bundle)
     point = None if operating_point is None else os.fspath(operating_point)
-    return TrainedModel(at_operating_point(bundles.load(uri), point), str(bundles.REFERENCE) if uri is None else uri)
+    model = at_operating_point(bundles.load(uri).in_form(network), point)
+    return TrainedModel(model, str(bundles.REFERENCE) if uri is None else uri)
 
 
 def train(
@@ -113,7 +118,7 @@ class TrainedModel:
         """The model card: what the model is for and not for, what it was trained on, how well it does."""
         from melanoma.evaluation.card import model_card
 
-        return Markdown(model_card(self.bundle.manifest.to_json()))
+        return Markdown(model_card(self.bundle.manifest.to_json(), self.bundle.is_compiled))
 
     @property
     def metrics(self) -> "pd.DataFrame":
@@ -199,7 +204,8 @@ class TrainedModel:
 
     @cached_property
     def _predictor(self) -> "Predictor":
-        shared.import_tensorflow()
+        if not self.bundle.is_compiled:
+            shared.import_tensorflow()
         from melanoma.model.predictor import Predictor
 
         return Predictor(self.bundle)
@@ -212,6 +218,7 @@ class TrainedModel:
 
     @cached_property
     def _explainer(self) -> "Explainer":
+        shared.import_tensorflow()
         from melanoma.model.explain import Explainer
 
         return Explainer(self.bundle)

@@ -1,7 +1,7 @@
 """The command `melanoma`: its commands, each with an example, and how it ends.
 
-Exit codes: 0 done, 1 the thing asked about is not so (a leak, a training that learned nothing), 2 wrong use or bad
-input, 3 failed while running, 130 interrupted by Ctrl-C.
+Exit codes: 0 done, 1 the thing asked about is not so (a leak, a training that learned nothing, a compiled form that is
+another classifier), 2 wrong use or bad input, 3 failed while running, 130 interrupted by Ctrl-C.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from melanoma import errors, printable
-from melanoma.cli import alerts, catalog, console, demo, evaluate, predict, score, serve, threshold, train
+from melanoma.cli import alerts, catalog, compile, console, demo, evaluate, predict, score, serve, threshold, train
 from melanoma.errors import MelanomaError, redacted
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ for _command, _example in (
     (catalog.split, "melanoma split catalog.parquet -o catalog.parquet --validation 0.2 --test 0"),
     (catalog.audit, "melanoma audit isic9.parquet ham10000.parquet --reference isic2019.csv --out out/audit"),
     (train.train, "melanoma train --config configs/train.yaml --out out/bundle epochs=10 seed=1"),
+    (compile.compile, "melanoma compile out/bundle catalog.parquet -o out/compiled"),
     (evaluate.evaluate, "melanoma evaluate out/bundle catalog.parquet --out out/evaluation --split test"),
     (threshold.threshold, "melanoma threshold out/bundle catalog.parquet --alerts-per-1000 50 -o point.json"),
     (predict.predict, "melanoma predict lesion.jpg --bundle out/bundle --explain out/explained"),

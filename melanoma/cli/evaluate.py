@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from melanoma.cli import console, options
+from melanoma.model.form import NetworkForm
 
 if TYPE_CHECKING:
     from melanoma.evaluation.config import EvaluateConfig
@@ -28,6 +29,10 @@ def evaluate(
     ] = None,
     operating_point: options.OperatingPoint = None,
     against: Annotated[str | None, typer.Option(help="Another bundle, to compare with on the same images.")] = None,
+    network: options.Network = "auto",
+    against_network: Annotated[
+        NetworkForm, typer.Option(help="The form of the other model: both forms of one bundle can be compared.")
+    ] = "auto",
     prevalence: Annotated[
         float | None, typer.Option(help="Share of melanoma to show alerts and predictive values at.")
     ] = None,
@@ -63,6 +68,8 @@ def evaluate(
         seed=seed,
         by=by or None,
         against=against,
+        network=network,
+        against_network=against_network,
         prevalence=prevalence,
         others=others or None,
         allow_missing=allow_missing or None,

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from melanoma.model.form import NetworkForm
+
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 OperatingPoint = Annotated[
     str | None,
@@ -12,4 +14,8 @@ OperatingPoint = Annotated[
 Bundle = Annotated[
     str | None,
     typer.Option("--bundle", help="The model: a folder or an s3:// URI. Default: the reference that comes with this."),
+]
+Network = Annotated[
+    NetworkForm,
+    typer.Option("--network", help="The form of the model; auto: the compiled one where the bundle has it."),
 ]

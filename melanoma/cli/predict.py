@@ -25,13 +25,14 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files or s3:// URIs.")],
     bundle: options.Bundle = None,
     operating_point: options.OperatingPoint = None,
+    network: options.Network = "auto",
     explain: Annotated[str | None, typer.Option(help="Folder for an overlay PNG an image.")] = None,
     as_json: options.Json = False,
 ) -> int:
     """Score single images and print the probabilities, the alert level and what it means."""
     from melanoma import api
 
-    model = api.load(bundle, operating_point)
+    model = api.load(bundle, operating_point, network)
     rows = model.predict_rows(images, explain)
     if as_json:
         console.print_json(rows)

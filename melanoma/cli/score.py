@@ -10,6 +10,7 @@ import typer
 
 from melanoma.cli import console, options
 from melanoma.errors import InputError
+from melanoma.model.form import NetworkForm
 
 if TYPE_CHECKING:
     from melanoma.api import ScoringResult
@@ -29,6 +30,10 @@ def score(
     out: Annotated[str, typer.Option(help="Folder or s3:// URI of the results.")],
     bundle: options.Bundle = None,
     operating_point: options.OperatingPoint = None,
+    network: Annotated[
+        NetworkForm | None,
+        typer.Option(help="The form of the model. Default: compiled where the bundle has that and no GPU is used."),
+    ] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run; default: the date and a digest.")] = None,
     run_date: Annotated[str | None, typer.Option(help="ISO date of the run; default: today, UTC.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Score again what this model has scored.")] = False,
@@ -46,6 +51,7 @@ def score(
         out=out,
         bundle=bundle,
         operating_point=operating_point,
+        network=network,
         run_id=run_id,
         run_date=run_date,
         all=everything or None,

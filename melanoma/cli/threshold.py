@@ -24,6 +24,7 @@ def threshold(
     catalog: Annotated[
         str, typer.Argument(metavar="CATALOG", help="Images with labels, best of the department's own.")
     ],
+    network: options.Network = "auto",
     question: Annotated[str, typer.Option(help="melanoma or malignancy: what the threshold is of.")] = "melanoma",
     sensitivity: Annotated[float | None, typer.Option(help="That is to be reached. Default: 0.95.")] = None,
     alerts_per_1000: Annotated[
@@ -46,6 +47,7 @@ def threshold(
         None,
         None,
         bundle=bundle,
+        network=network,
         catalog=catalog,
         question=question,
         sensitivity=sensitivity,

@@ -45,8 +45,10 @@ _SOURCES = {
 _PLACES = ("catalog", "out", "checkpoints", "run_name")  # where it was trained: not for the reader of a card
 
 
-def model_card(manifest: Mapping[str, Any]) -> str:
+def model_card(manifest: Mapping[str, Any], is_compiled: bool = False) -> str:
     """The card of the tree of a `bundle.json`, with or without its `model_version`. What the tree lacks is "unknown".
+
+    `is_compiled`: whether the tree speaks of the compiled form, as that of `Bundle.in_form` may.
 
     The tree and not a Manifest: the card is a file of the bundle, and is written before its manifest is sealed.
     """
@@ -55,11 +57,13 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     recipe = {key: value for key, value in config.items() if key not in _PLACES}
     thresholds = manifest.get("thresholds", {})
     metrics = manifest.get("metrics", {})
+    own = (manifest.get("compiled") or {}).get("metrics") or {}
     environment = templates.environment(Path(__file__).parent, html=False)
     environment.filters |= {"cell": _cell, "known": _known, "figure": _figure, "share": _share}
     return environment.get_template("card.md.j2").render(
         manifest=manifest,
-        model=_model(manifest, training, config),
+        model=_model(manifest, training, config, is_compiled),
+        compiled=None if is_compiled else manifest.get("compiled"),
         intended_use=INTENDED_USE,
         not_intended_use=NOT_INTENDED_USE,
         sources=[
@@ -74,6 +78,11 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         point=thresholds.get("operating_point"),
         malignancy=thresholds.get("malignancy"),
         metrics=metrics,
+        compiled_measures=[
+            (title, _figure(own[name], name in PERCENTAGES), _figure(metrics[name], name in PERCENTAGES))
+            for name, (title, _) in MEASURES.items()
+            if name in own and name in metrics
+        ],
         left_out=left_out(metrics),
         measures=[
             (title, note, _figure(metrics[name], name in PERCENTAGES))
@@ -86,7 +95,17 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _model(manifest: Mapping[str, Any], training: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+def _model(
+    manifest: Mapping[str, Any], training: Mapping[str, Any], config: Mapping[str, Any], is_compiled: bool
+) -> dict[str, str]:
+    """The rows of the first table.
+
+    Args:
+        manifest: The tree of a `bundle.json`.
+        training: What it says of the training.
+        config: The configuration of that.
+        is_compiled: Whether all is said of the compiled form.
+    """
     network = config.get("network") or {}
     parameters = training.get("parameters")
     size = manifest.get("input_size")
@@ -94,6 +113,7 @@ def _model(manifest: Mapping[str, Any], training: Mapping[str, Any], config: Map
     settings = ", ".join(f"{key} {_value(value)}" for key, value in network.items() if key != "name")
     return {
         "Version": manifest.get("model_version", "the `model_version` of `bundle.json`, beside this card"),
+        "Form that this card is of": "compiled (OpenVINO, 8-bit integers)" if is_compiled else "TensorFlow (float32)",
         "Made": _known(manifest.get("created")),
         "Network": _known(network.get("name")) + (f" ({settings})" if settings else ""),
         "Members whose logits are averaged": _known(config.get("members")),

@@ -5,12 +5,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from melanoma.config import Model, Place, Seed
+from melanoma.model.form import NetworkForm
 
 
 class ThresholdConfig(Model):
     """Of `melanoma threshold`, see melanoma.evaluation.department."""
 
     bundle: Place
+    network: NetworkForm = "auto"  # the form of its model; auto: the compiled one where the bundle has it
     catalog: Place
     out: Place | None = None  # the file that is written; None: the figures alone are wanted
     split: Literal["train", "validation", "test", "all"] = "test"
@@ -34,6 +36,7 @@ class ThresholdConfig(Model):
 
 class EvaluateConfig(Model):
     bundle: Place | None = None
+    network: NetworkForm = "auto"  # the form of its model; auto: the compiled one where the bundle has it
     # A table of another model's probabilities instead of a bundle, see melanoma.evaluation.other_model.
     predictions: Place | None = None
     operating_point: Place | None = None  # of the bundle, as `melanoma threshold` wrote it; None: its own thresholds
@@ -43,6 +46,7 @@ class EvaluateConfig(Model):
     sources: tuple[str, ...] | None = None  # of the catalog; None: all of them
     seed: Seed = 0  # of the bootstrap, and of the images that are drawn
     against: Place | None = None  # another bundle, to compare with on the same images
+    against_network: NetworkForm = "auto"  # the form of its model: that of one bundle can be compared with the other
     # Columns of the catalog to measure subgroups by; None: source, sex, age and anatomic_site, where they tell apart.
     by: tuple[str, ...] | None = None
     # A share of melanoma to show alerts and predictive values at, besides the set's, 2% and 0.1%.

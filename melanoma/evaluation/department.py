@@ -40,7 +40,7 @@ def choose(config: ThresholdConfig, say: Callable[[str], None] = lambda line: No
 
     Raises InputError where nothing can be chosen on these images, and where anything cannot be read or written.
     """
-    bundle = at_operating_point(load_bundle(config.bundle), config.operating_point)
+    bundle = at_operating_point(load_bundle(config.bundle).in_form(config.network), config.operating_point)
     frame = schema.read(config.catalog)
     rows = rows_to_measure(frame, config.split, config.catalog, None)
     name = storage.name(storage.normalize(config.catalog))

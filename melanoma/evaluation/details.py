@@ -11,6 +11,7 @@ from melanoma.evaluation.config import EvaluateConfig
 from melanoma.evaluation.other_model import OtherModel
 from melanoma.evaluation.report import Details
 from melanoma.model.bundle import Bundle
+from melanoma.model.compiled import FORM
 from melanoma.model.manifest import Thresholds
 from melanoma.version import program_version
 
@@ -107,6 +108,7 @@ def _training_in_words(bundle: Bundle) -> dict[str, str]:
     best = ", ".join(f"{member.best_epoch} of {len(member.history)}" for member in training.members)
     return {
         "network": f"{network['name']}, width {network['width']}",
+        "form": f"compiled: OpenVINO, {FORM}" if bundle.is_compiled else "TensorFlow, float32",
         "members": str(len(training.members)),
         "image size": f"{size} x {size} pixels, whole frame squashed",
         "images": ", ".join(f"{sum(counts.values())} {name}" for name, counts in training.class_counts.items()),

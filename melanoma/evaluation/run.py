@@ -63,10 +63,10 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = lambda line: N
     """Evaluate and write the report to `config.out`, a folder or an s3:// prefix. `say` is given one line a step."""
     model: Bundle | OtherModel
     if config.bundle:
-        model = at_operating_point(load_bundle(config.bundle), config.operating_point)
+        model = at_operating_point(load_bundle(config.bundle).in_form(config.network), config.operating_point)
     else:
         model = other_model.read(str(config.predictions))
-    against = load_bundle(config.against) if config.against else None
+    against = load_bundle(config.against).in_form(config.against_network) if config.against else None
     frame = schema.read(config.catalog)
     # What can be refused is refused before anything is predicted.
     rows = rows_to_measure(frame, config.split, config.catalog, config.sources)

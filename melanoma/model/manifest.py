@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from melanoma.model.outliers import OutlierModel
+from melanoma.model.outliers import FeatureModel, OutlierModel
 
 
 class JsonModel(BaseModel):
@@ -95,6 +95,29 @@ class TrainingFacts(JsonModel):
     leaked_twin: dict[str, Any] | None = None  # see melanoma.training.twin
 
 
+class Agreement(JsonModel):
+    """How near the compiled form is to the TensorFlow form on the images of validation."""
+
+    n: int  # images
+    correlation: float  # of the log odds of melanoma
+    auc_tensorflow: float | None = None  # of melanoma, or where no label tells it, of what is malignant
+    auc_compiled: float | None = None
+    largest_change: float  # of a calibrated p_melanoma
+
+
+class CompiledForm(JsonModel):
+    """The form for CPUs (melanoma.model.compiled), as a model of its own: what differs from the TensorFlow form."""
+
+    form: str  # "int8"
+    calibration: Calibration
+    thresholds: Thresholds
+    of_features: FeatureModel | None = None  # of its outlier model; all else of that looks at the pixels alone
+    calibration_images: int | None = None  # training images that the ranges of the integers were found on
+    agreement: Agreement
+    versions: dict[str, str] = {}  # of the libraries that made it
+    metrics: dict[str, Any] = {}  # as those of the TensorFlow form
+
+
 class Draft(JsonModel):
     """All of a manifest but what `melanoma.model.bundle.write` derives from the program and the files."""
 
@@ -108,6 +131,7 @@ class Draft(JsonModel):
     training: TrainingFacts = TrainingFacts()
     versions: dict[str, str] = {}  # of the program and its libraries
     metrics: dict[str, Any] = {}  # `split` and the figures of its evaluation/metrics.json; empty: not measured
+    compiled: CompiledForm | None = None  # all else is said of the TensorFlow form
 
 
 class Manifest(Draft):

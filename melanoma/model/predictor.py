@@ -2,13 +2,11 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from melanoma import taxonomy
-from melanoma.errors import MelanomaError
 from melanoma.imaging import load
 from melanoma.imaging.errors import ImageError
 from melanoma.imaging.isolated import IsolatedDecoder
@@ -16,18 +14,11 @@ from melanoma.imaging.limits import DEFAULT_LIMITS, Limits
 from melanoma.imaging.measures import quality
 from melanoma.model import outliers, triage
 from melanoma.model.bundle import Bundle, features_of, load_model, networks_of
+from melanoma.model.compiled import QuantizedNetwork
+from melanoma.model.outputs import Outputs, finite, orientations
 
 _MELANOMA = taxonomy.CODES.index(taxonomy.MELANOMA)
 _MALIGNANT = [taxonomy.CODES.index(code) for code in taxonomy.MALIGNANT]
-
-
-class Outputs(NamedTuple):
-    """What the networks of a model give for n pictures: means over the orientations of each."""
-
-    logits: np.ndarray  # float32 [n, classes], the mean over the networks
-    # float32 [n, features]: what the last layer of each network decides by, those of one network after those of the
-    # other.
-    features: np.ndarray
 
 
 class CompiledNetwork:
@@ -75,10 +66,7 @@ class CompiledNetwork:
             np.concatenate([part[number] for part in parts]) if parts else np.zeros((0, width), dtype=np.float32)
             for number, width in enumerate(self._widths)
         )
-        if not np.isfinite(logits).all():
-            # No comparison with NaN is true: such an image would pass for one without an alert.
-            raise MelanomaError(f"{self._name} gives no finite numbers: its training has diverged.")
-        return Outputs(logits, features)
+        return finite(Outputs(logits, features), self._name)
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [n, classes] of uint8 RGB [n, size, size, 3]."""
@@ -88,20 +76,28 @@ class CompiledNetwork:
 class Predictor:
     """A bundle's model, ready to predict.
 
-    `threads`: cores that TensorFlow may use in this process; None: all that its container may. Only the first predictor
-    of a process can choose.
+    The form of the model is the bundle's, see `Bundle.in_form`: of a compiled one, no TensorFlow is imported.
+
+    `threads`: cores that it may use; None: all that its container may. Of TensorFlow, only the first predictor of a
+    process can choose.
     """
 
     def __init__(self, bundle: Bundle, batch_size: int = 64, threads: int | None = None) -> None:
         import joblib
+
+        self.bundle = bundle
+        name = f"The model {bundle.version}"
+        cores = threads or joblib.cpu_count()
+        self._network: CompiledNetwork | QuantizedNetwork
+        if bundle.is_compiled:
+            self._network = QuantizedNetwork(bundle.compiled, bundle.test_time_flips, cores, name)
+            return
         import tensorflow as tf
 
         with contextlib.suppress(RuntimeError):  # TensorFlow runs already in this process
-            tf.config.threading.set_intra_op_parallelism_threads(threads or joblib.cpu_count())
+            tf.config.threading.set_intra_op_parallelism_threads(cores)
             if threads is not None:
                 tf.config.threading.set_inter_op_parallelism_threads(1)
-        self.bundle = bundle
-        name = f"The model {bundle.version}"
         self._network = CompiledNetwork(bundle.model, bundle.input_size, bundle.test_time_flips, batch_size, name)
 
     def outputs(self, pixels: np.ndarray) -> Outputs:
@@ -149,21 +145,6 @@ def columns(bundle: Bundle, pixels: np.ndarray, outputs: Outputs) -> dict[str, l
         "quality": [{"sharpness": sharpness, "exposure": exposure} for sharpness, exposure in qualities],
         "outlier_score": outliers.scores(pixels, outputs.features, bundle.manifest.outliers).tolist(),
     }
-
-
-def orientations(tf: Any) -> list[Callable[[Any], Any]]:
-    """The eight ways to lay a square picture: a lesion has no up and no left, so all are the same lesion."""
-
-    def turned(images: Any) -> Any:
-        return tf.transpose(images, [0, 2, 1, 3])
-
-    flips: list[Callable[[Any], Any]] = [
-        lambda images: images,
-        lambda images: tf.reverse(images, [2]),
-        lambda images: tf.reverse(images, [1]),
-        lambda images: tf.reverse(images, [1, 2]),
-    ]
-    return [*flips, *((lambda images, flip=flip: turned(flip(images))) for flip in flips)]
 
 
 def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from melanoma.config import Date, LocalPlace, Model, Place, Positive, Share
+from melanoma.model.form import NetworkForm
 
 
 class DeliveryConfig(Model):
@@ -30,6 +31,8 @@ class ScoreConfig(Model):
     all: bool = False  # score what this very model has already scored, too
     workers: Positive | None = None  # actors that fetch, decode and predict, at most; None: as many as find room
     gpus: Annotated[int, Field(ge=0)] | None = None  # on which the network is asked, a wish; None: all; 0: none
+    # The form of the model; auto: the compiled one where the bundle has it and no GPU is used.
+    network: NetworkForm = "auto"
     batch_size: Positive = 32
     requests: Positive = 32  # objects that each worker fetches at a time
     bytes_ahead: Positive = 64 * 2**20  # that each worker holds of them at most

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import ray
 
-from melanoma import privacy, storage
+from melanoma import privacy, ray_session, storage
 from melanoma.errors import InputError, MelanomaError
 from melanoma.imaging.decode import PREPROCESSING, READS
 from melanoma.imaging.errors import TRANSIENT, UNREAD
@@ -95,7 +95,8 @@ def score(
 def _request(config: ScoreConfig) -> _Request:
     privacy.from_environment(config.hold_back_annotated)  # refuses a key that is none
     store = Store(config.patience)
-    bundle = at_operating_point(load_bundle(config.bundle, store), config.operating_point, store)
+    config, bundle = _in_form(config, load_bundle(config.bundle, store))
+    bundle = at_operating_point(bundle, config.operating_point, store)
     archives = sorted(
         {
             storage.normalize(archive)
@@ -109,6 +110,16 @@ def _request(config: ScoreConfig) -> _Request:
     key = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:10]
     today = config.run_date or records.now().date().isoformat()
     return _Request(config, bundle, storage.normalize(config.out), archives, today, key, store)
+
+
+def _in_form(config: ScoreConfig, bundle: Bundle) -> tuple[ScoreConfig, Bundle]:
+    """The bundle in the form that the run uses, and the configuration: a compiled form takes no GPU."""
+    on_gpus = bool(config.gpus)
+    if bundle.manifest.compiled and config.network == "auto" and config.gpus is None:
+        ray_session.connect()
+        on_gpus = ray_session.gpus() > 0
+    bundle = bundle.in_form(config.network, on_gpus)
+    return (config.model_copy(update={"gpus": 0}) if bundle.is_compiled else config), bundle
 
 
 def _next_run(request: _Request, on_progress: Callable[[Progress], None], say: Callable[[str], None]) -> Outcome:

@@ -143,7 +143,8 @@ class ShardScorer:
         has_died = begin.result()
         try:
             if not self._gpus and self._predictor is None:  # not earlier: who dies of it has now left a mark
-                device.use_no_gpu()
+                if not self._bundle.is_compiled:
+                    device.use_no_gpu()
                 self._predictor = Predictor(self._bundle, self._config.batch_size, threads=1)
             with self._decoder(has_died) as decode:
                 return self._score(shard, planned, decode)

@@ -30,6 +30,7 @@ from melanoma.model import device
 from melanoma.model.bundle import Bundle
 from melanoma.model.bundle import load as load_bundle
 from melanoma.model.department import at_operating_point
+from melanoma.model.form import NetworkForm
 from melanoma.model.predictor import Predictor, predict_bytes
 from melanoma.serving import form
 
@@ -64,7 +65,8 @@ class Endpoint:
     """One replica: it holds the model and answers."""
 
     def __init__(self, bundle: Bundle, api_key_digest: str) -> None:
-        device.use_no_gpu()
+        if not bundle.is_compiled:
+            device.use_no_gpu()
         self._predictor = Predictor(bundle, threads=1)
         self._key = api_key_digest
         self._limits = Limits()
@@ -159,7 +161,12 @@ def _refuse_taken_port(host: str, port: int) -> None:
 
 
 def serve_forever(
-    bundle_uri: str | None, operating_point: str | None, host: str, port: int, say: Callable[[str], None]
+    bundle_uri: str | None,
+    operating_point: str | None,
+    host: str,
+    port: int,
+    say: Callable[[str], None],
+    network: NetworkForm = "auto",
 ) -> None:
     """Serve until interrupted or terminated.
 
@@ -169,6 +176,7 @@ def serve_forever(
         host: The address to listen on.
         port: The port to listen on.
         say: Is given one line once the endpoint answers.
+        network: The form of the model, see `Bundle.in_form`.
 
     Raises:
         InputError: The environment has no API key, the bundle or the operating point cannot be used, or the port is
@@ -176,7 +184,7 @@ def serve_forever(
         MelanomaError: The endpoint does not start.
     """
     key = api_key_from_environment()
-    bundle = at_operating_point(load_bundle(bundle_uri), operating_point)
+    bundle = at_operating_point(load_bundle(bundle_uri).in_form(network), operating_point)
     if not ray_session.cluster_address():
         _refuse_taken_port(host, port)
     ray_session.connect()

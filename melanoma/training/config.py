@@ -173,6 +173,9 @@ class TrainConfig(Model):
     others: tuple[Place, ...] = ()
     # Store kernels in half precision, which halves the bundle's file; what is measured is the network of that file.
     half_kernels: bool = False
+    # A second form of the model for CPUs, in 8-bit integers, with its own calibration, thresholds and report: see
+    # melanoma.training.quantize. It takes the extra `compile`.
+    compile: Literal["none", "int8"] = "none"
     licence: str | None = None  # of the weights, for the model card
     # Whether the bundle's evaluation may name and show the images that it was measured on.
     show_images: bool = True

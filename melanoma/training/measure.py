@@ -1,5 +1,6 @@
 """The few figures that trainings are compared by, measured as an evaluation measures them."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -8,7 +9,8 @@ import pandas as pd
 
 from melanoma import taxonomy
 from melanoma.evaluation.metrics import compute_metrics
-from melanoma.evaluation.predictions import side
+from melanoma.evaluation.predictions import Side, side
+from melanoma.evaluation.run import Evaluation
 from melanoma.evaluation.subgroups import auc
 from melanoma.evaluation.weighted_figures import groups_of_each_side
 from melanoma.model.manifest import Estimate, JsonModel, Thresholds
@@ -48,6 +50,38 @@ def measure(probabilities: np.ndarray, labels: Sequence[str], groups: Sequence[s
     return Figures.of(compute_metrics(table.assign(p_melanoma=table[f"p_{taxonomy.MELANOMA}"]), seed=seed).to_json())
 
 
+def figures_of(report: Evaluation) -> dict[str, object]:
+    """What a manifest repeats of metrics.json: figures alone, without the curves and tables."""
+    metrics = report.metrics.to_json()
+    counts = ("n", *(f"n_{what}" for what in ("melanoma", "melanoma_unknown", "malignant", "malignant_unknown")))
+    chosen = (*counts, "n_class_unknown", "leak_warning", "recall", "subgroups", *report.metrics.estimates())
+    return {name: metrics[name] for name in (*chosen, *(["malignancy"] if "malignancy" in metrics else []))}
+
+
+def _aim(labels: Sequence[str], groups: Sequence[str]) -> tuple[Side, list[str], np.ndarray]:
+    """What is to be found in images: melanoma or, where no label tells it, what is malignant; the codes of that; and
+    the number of each image's group."""
+    melanoma = side(labels, taxonomy.melanoma_of)
+    _, group = np.unique(np.array(groups, dtype=object), return_inverse=True)
+    if melanoma.yes.any():
+        return melanoma, [taxonomy.MELANOMA], group
+    return side(labels, taxonomy.malignant_of), list(taxonomy.MALIGNANT), group
+
+
+def auc_of(probabilities: np.ndarray, labels: Sequence[str], groups: Sequence[str], seed: int) -> Estimate:
+    """The AUC of melanoma or, where no label tells it, of what is malignant.
+
+    Args:
+        probabilities: float [n, classes], in the order of `taxonomy.CODES`.
+        labels: The label of each image.
+        groups: The group of each image.
+        seed: Decides the draws of the interval.
+    """
+    aim, codes, group = _aim(labels, groups)
+    score = probabilities[:, [taxonomy.CODES.index(code) for code in codes]].sum(axis=1).astype(np.float64)
+    return Estimate.model_validate(dataclasses.asdict(auc(aim, score, group, seed)))
+
+
 FEWEST = 10  # groups of melanoma, and of others, that tell whether anything was learned
 
 
@@ -63,15 +97,11 @@ def learned_nothing(
         thresholds: Those that were chosen on these images.
         seed: Decides the draws of the interval.
     """
-    melanoma = side(labels, taxonomy.melanoma_of)
-    aim = melanoma if melanoma.yes.any() else side(labels, taxonomy.malignant_of)
-    codes = [taxonomy.MELANOMA] if melanoma.yes.any() else taxonomy.MALIGNANT
-    _, group = np.unique(np.array(groups, dtype=object), return_inverse=True)
+    aim, codes, group = _aim(labels, groups)
     if groups_of_each_side(aim, group) < FEWEST:
         return None
-    score = probabilities[:, [taxonomy.CODES.index(code) for code in codes]].sum(axis=1).astype(np.float64)
-    found = auc(aim, score, group, seed)
-    name = "melanoma" if melanoma.yes.any() else "what is malignant"
+    found = auc_of(probabilities, labels, groups, seed)
+    name = "melanoma" if codes == [taxonomy.MELANOMA] else "what is malignant"
     if found.value is not None and found.low is not None and found.low <= 0.5:
         what = f"the AUC of {name} on validation is {found.value:.2f} [{found.low:.2f}, {found.high:.2f}], as by chance"
     elif (point := thresholds.operating_point) and point.specificity.value == 0:

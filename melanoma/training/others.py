@@ -9,8 +9,10 @@ import pandas as pd
 
 from melanoma.evaluation.run import pictures_of
 from melanoma.model import outliers
-from melanoma.model.outliers import OutlierModel
-from melanoma.model.predictor import CompiledNetwork, Outputs
+from melanoma.model.compiled import QuantizedNetwork
+from melanoma.model.outliers import FeatureModel, OutlierModel
+from melanoma.model.outputs import Outputs
+from melanoma.model.predictor import CompiledNetwork
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import DevelopmentSet
 
@@ -60,16 +62,26 @@ def outlier_model(
     model = outliers.fit(development.images[:count], development.images[count:])
     if others is None:
         return model
-    drawn = _drawn(development.rows[:count], config.seed)
+    return model.model_copy(update={"of_features": feature_model(config, development, network, validation, others)})
+
+
+def feature_model(
+    config: TrainConfig,
+    development: DevelopmentSet,
+    network: CompiledNetwork | QuantizedNetwork,
+    validation: Outputs,
+    others: Others,
+) -> FeatureModel:
+    """What tells dermoscopy from other pictures by the features of these networks; arguments as of `outlier_model`."""
+    drawn = draw(development.rows[: development.train_count], config.seed, _KNOWN)
     known = network.outputs(development.images[drawn]).features
     foreign = network.outputs(others.learned).features
     sources = development.rows["source"].iloc[drawn].tolist()
-    third = outliers.fit_features(known, sources, foreign, validation.features)
-    return model.model_copy(update={"of_features": third})
+    return outliers.fit_features(known, sources, foreign, validation.features)
 
 
-def _drawn(rows: pd.DataFrame, seed: int) -> np.ndarray:
-    """int64 [n]: training images at most, as many of each source as of any other while there are as many."""
+def draw(rows: pd.DataFrame, seed: int, most: int) -> np.ndarray:
+    """int64 [n]: `most` training images at most, as many of each source as of any other while there are as many."""
     shuffled = np.random.default_rng([seed, 7]).permutation(len(rows))
     nth_of_source = rows["source"].iloc[shuffled].groupby(rows["source"].iloc[shuffled].to_numpy()).cumcount()
-    return np.sort(shuffled[np.argsort(nth_of_source.to_numpy(), kind="stable")[:_KNOWN]])
+    return np.sort(shuffled[np.argsort(nth_of_source.to_numpy(), kind="stable")[:most]])

@@ -1,6 +1,7 @@
 """A configuration becomes a bundle: Ray Data decodes, Ray Train trains, the best epoch is calibrated and measured."""
 
 import datetime
+import functools
 import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from melanoma.evaluation.calibration import fit_temperature
 from melanoma.evaluation.card import model_card
 from melanoma.evaluation.operating_point import choose_malignancy, choose_thresholds
 from melanoma.evaluation.predictions import side
-from melanoma.evaluation.run import Evaluation, evaluate_frame
+from melanoma.evaluation.run import evaluate_frame
 from melanoma.evaluation.wording import training_gap
 from melanoma.imaging.decode import PREPROCESSING
 from melanoma.model import bundle as bundles
@@ -25,13 +26,13 @@ from melanoma.model.bundle import Bundle
 from melanoma.model.manifest import Calibration, Draft, Member, Thresholds, TrainingFacts
 from melanoma.model.outliers import OutlierModel
 from melanoma.model.predictor import CompiledNetwork, calibrated, p_malignant
-from melanoma.training import fit, loop, networks, others, plan, tracking, twin
+from melanoma.training import fit, loop, networks, others, plan, quantize, tracking, twin
 from melanoma.training.augment import operations
 from melanoma.training.config import TrainConfig
 from melanoma.training.data import DevelopmentSet, TrainingData, development_rows
 from melanoma.training.fit import Trained
 from melanoma.training.input import cache_images
-from melanoma.training.measure import Figures, in_words, learned_nothing, measure
+from melanoma.training.measure import Figures, figures_of, in_words, learned_nothing, measure
 from melanoma.training.tracking import OnEpoch
 from melanoma.version import program_version
 
@@ -84,7 +85,7 @@ def train(
     )
     members = _train_members(config, data, on_epoch, say)
     say("Calibrating and measuring.")
-    bundle = _write_bundle(config, frame, development, members, exhibit, foreign)
+    bundle = _write_bundle(config, frame, development, members, exhibit, foreign, say)
     tracking.note_model(_member_configs(config), bundle.version, say)
     return bundle
 
@@ -110,6 +111,8 @@ def check_inputs(config: TrainConfig) -> pd.DataFrame:
     device.use_no_gpu()
     networks.build(config.network, config.image_size, config.seed)
     networks.pretrained_weights(config.network, config.image_size)
+    if config.compile != "none":
+        quantize.check_installed()
     operations(config.augmentation)
     loop.graph_augmentation(config)
     if config.balance.copies:
@@ -259,6 +262,7 @@ def _write_bundle(
     members: list[Trained],
     exhibit: twin.Exhibit | None,
     foreign: others.Others | None,
+    say: Callable[[str], None],
 ) -> Bundle:
     """Calibrate, choose thresholds, measure and write.
 
@@ -269,6 +273,7 @@ def _write_bundle(
         members: The networks of the ensemble.
         exhibit: The leaked twin, or None.
         foreign: Pictures that are no dermoscopy, or None.
+        say: Given a line or two of the compiled form.
     """
     models = [member.model for member in members]
     model = models[0] if len(models) == 1 else networks.ensemble(models, config.image_size)
@@ -297,14 +302,51 @@ def _write_bundle(
         show_images=config.show_images,
     )
     nothing = _learned_nothing(config, development, logits, unmeasured)
-    metrics = {"split": split, **_figures(report), **({"learned_nothing": nothing} if nothing else {})}
+    metrics = {"split": split, **figures_of(report), **({"learned_nothing": nothing} if nothing else {})}
     draft = unmeasured.model_copy(update={"metrics": metrics})
-    files["model_card.md"] = model_card({"preprocessing": PREPROCESSING, **draft.to_json()}).encode()
     files |= {f"evaluation/{name}": data for name, data in report.files.items()}
+    if config.compile != "none":
+        say("Compiling for CPUs and measuring that form.")
+        try:
+            draft, files = quantize.with_compiled_form(
+                config,
+                draft,
+                files,
+                frame,
+                development,
+                outputs,
+                foreign,
+                functools.partial(calibrate, config, development),
+            )
+        except quantize.DisagreementError as error:
+            say(f"{error} The bundle is written without it.")
+    return write_with_card(config.out, draft, files)
+
+
+def write_with_card(out: str, draft: Draft, files: dict[str, bytes]) -> Bundle:
+    """Write a bundle with the card that its manifest asks for; raises MelanomaError where it cannot be written."""
+    card = model_card({"preprocessing": PREPROCESSING, **draft.to_json()}).encode()
     try:
-        return bundles.write(storage.normalize(config.out), draft, files)
+        return bundles.write(storage.normalize(out), draft, {**files, "model_card.md": card})
     except OSError as error:
-        raise MelanomaError(f"The bundle cannot be written to {config.out}: {error}") from None
+        raise MelanomaError(f"The bundle cannot be written to {out}: {error}") from None
+
+
+def calibrate(config: TrainConfig, development: DevelopmentSet, logits: np.ndarray) -> tuple[Calibration, Thresholds]:
+    """What is chosen on the images of validation; `logits` float32 [n, classes] of these."""
+    count = development.train_count
+    labels = development.labels[count:]
+    temperature = fit_temperature(logits, plan.targets(labels))
+    probabilities = calibrated(logits, temperature)
+    thresholds = thresholds_of(
+        config,
+        labels,
+        probabilities[:, _MELANOMA],
+        p_malignant(probabilities),
+        development.groups[count:],
+        development.rows["source"].tolist()[count:],
+    )
+    return Calibration(method="temperature", temperature=temperature, fitted_on="validation"), thresholds
 
 
 def _draft(
@@ -323,23 +365,13 @@ def _draft(
         training: What was trained.
         known: Which images are of the known kind.
     """
-    count = development.train_count
-    labels = development.labels[count:]
-    temperature = fit_temperature(logits, plan.targets(labels))
-    probabilities = calibrated(logits, temperature)
+    calibration, thresholds = calibrate(config, development, logits)
     draft = Draft(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         input_size=config.image_size,
         test_time_flips=config.test_time_flips,
-        calibration=Calibration(method="temperature", temperature=temperature, fitted_on="validation"),
-        thresholds=thresholds_of(
-            config,
-            labels,
-            probabilities[:, _MELANOMA],
-            p_malignant(probabilities),
-            development.groups[count:],
-            development.rows["source"].tolist()[count:],
-        ),
+        calibration=calibration,
+        thresholds=thresholds,
         outliers=known,
         training=training,
         versions={
@@ -397,11 +429,3 @@ def _honest_figures(config: TrainConfig, development: DevelopmentSet, logits: np
     count = development.train_count
     groups = development.groups[count:].tolist()
     return measure(calibrated(logits, 1.0), development.labels[count:], groups, config.seed)
-
-
-def _figures(report: Evaluation) -> dict[str, object]:
-    """What the manifest repeats of metrics.json: figures alone, without the curves and tables."""
-    metrics = report.metrics.to_json()
-    counts = ("n", *(f"n_{what}" for what in ("melanoma", "melanoma_unknown", "malignant", "malignant_unknown")))
-    chosen = (*counts, "n_class_unknown", "leak_warning", "recall", "subgroups", *report.metrics.estimates())
-    return {name: metrics[name] for name in (*chosen, *(["malignancy"] if "malignancy" in metrics else []))}

@@ -95,15 +95,18 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("form", ["bundle_path", "compiled_bundle_path"])
 def test_every_way_gives_one_probability(
     command: Callable[..., Any],
     s3: LocalS3,
     bucket: str,
     ray_cluster: None,
-    bundle_path: Path,
+    form: str,
     pictures: Path,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    bundle_path = request.getfixturevalue(form)
     runs = [
         Run("{images}", {"batch_size": 32}, on_ray=False),
         Run("s3://{bucket}/images/", {"batch_size": 1, "workers": 2}),
