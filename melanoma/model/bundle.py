@@ -284,7 +284,7 @@ def features_of(network: Any) -> Any:
 
     keras = keras_settings.keras
     last = next(layer for layer in reversed(network.layers) if layer.weights)
-    return keras.Model(network.inputs, [network.outputs[0], keras.layers.Flatten()(last.input)])
+    return keras.Model(network.inputs, [network.outputs[0], keras.layers.Flatten(name="all_features")(last.input)])
 
 
 def with_float_input(model: Any) -> Any:
