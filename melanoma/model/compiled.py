@@ -57,7 +57,9 @@ class QuantizedNetwork:
             ) from error
         self._name = name
         self._views = orientations(np)[:flips]
-        self._widths = tuple(int(output.shape[1]) for output in model.outputs)
+        # Logits and features of each network in turn.
+        widths = [int(output.shape[1]) for output in model.outputs]
+        self._widths = widths[0], sum(widths[1::2])
         self._lock = threading.Lock()
 
     def outputs(self, pixels: np.ndarray) -> Outputs:
@@ -66,8 +68,10 @@ class QuantizedNetwork:
         with self._lock:
             for place in range(len(pixels)):
                 image = pixels[place : place + 1]
-                found = self._request.infer([np.concatenate([view(image) for view in self._views])])
-                logits[place], features[place] = found[0][0], found[1][0]
+                self._request.infer([np.concatenate([view(image) for view in self._views])])
+                found = [tensor.data.mean(axis=0) for tensor in self._request.output_tensors]
+                logits[place] = np.mean(found[::2], axis=0)
+                features[place] = np.concatenate(found[1::2])
         return finite(Outputs(logits, features), self._name)
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:

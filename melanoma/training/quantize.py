@@ -156,20 +156,22 @@ def quantized(model: bytes, flips: int, images: np.ndarray) -> bytes:
 
 
 def _converted(openvino: Any, model: bytes, flips: int, size: int) -> Any:
-    """The mean over the networks and over the `flips` orientations of one picture, as a model of OpenVINO."""
+    """The networks as one model of OpenVINO: `flips` orientations of one picture to the logits and features of each.
+
+    Their means are none of its outputs: as steps of the graph, the logits would be rounded to 8 bits before them.
+    """
     import tensorflow as tf
 
     networks = [bundles.features_of(network) for network in bundles.networks_of(bundles.load_model(model))]
 
-    def mean_outputs(views: Any) -> Any:
-        found = [network(views, training=False) for network in networks]
-        logits = tf.add_n([logits for logits, _ in found]) / len(found)
-        features = tf.concat([features for _, features in found], axis=1)
-        return tuple(tf.reduce_mean(each, axis=0, keepdims=True) for each in (logits, tf.cast(features, tf.float32)))
+    def of_each(views: Any) -> Any:
+        return [tf.cast(each, tf.float32) for network in networks for each in network(views, training=False)]
 
     signature = [tf.TensorSpec((flips, size, size, 3), tf.uint8)]
-    # Of one picture in a fixed number of orientations: OpenVINO then plans its memory once.
-    return openvino.convert_model(tf.function(mean_outputs, input_signature=signature).get_concrete_function())
+    # Of one picture in a fixed number of orientations: OpenVINO then plans its memory once. Its default is to share the
+    # memory of the weights, which TensorFlow frees when this function returns: they were garbage then.
+    function = tf.function(of_each, input_signature=signature).get_concrete_function()
+    return openvino.convert_model(function, share_weights=False)
 
 
 def _agreement(
