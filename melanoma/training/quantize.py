@@ -195,11 +195,18 @@ def _agreement(
     aucs = [auc_of(each, labels, groups, config.seed).value for each in p]
     return Agreement(
         n=len(labels),
-        correlation=float(np.corrcoef(log_odds)[0, 1]),
+        correlation=_correlation(*log_odds),
         auc_tensorflow=aucs[0],
         auc_compiled=aucs[1],
         largest_change=float(np.abs(p[0] - p[1])[:, _MELANOMA].max()),
     )
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """NaN where one says the same of every image."""
+    if not (np.ptp(first) and np.ptp(second)):
+        return float("nan")
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _log_odds(p: np.ndarray) -> np.ndarray:

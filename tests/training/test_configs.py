@@ -26,8 +26,9 @@ SMALL = {"image_size": SIZE, "epochs": 1, "warmup_epochs": 0, "network.width": 4
 
 
 def trainings() -> list[str]:
-    """The files that have a network."""
-    return sorted(path.name for path in CONFIGS.glob("*.yaml") if "network" in yaml.safe_load(path.read_text()))
+    """The files that name a network to train."""
+    found = {path.name: yaml.safe_load(path.read_text()).get("network") for path in CONFIGS.glob("*.yaml")}
+    return sorted(name for name, network in found.items() if isinstance(network, dict))
 
 
 def development_set() -> DevelopmentSet:
