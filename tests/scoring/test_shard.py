@@ -21,7 +21,7 @@ from melanoma.imaging import load
 from melanoma.imaging.errors import ImageError
 from melanoma.imaging.limits import Limits
 from melanoma.model.bundle import Bundle
-from melanoma.scoring import fetch, shard
+from melanoma.scoring import fetch, shard, tables
 from melanoma.scoring import plan as plans
 from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.record import RunHeader
