@@ -52,6 +52,8 @@ def out(tmp_path: Path) -> Path:
             {
                 "image_uri": f"s3://archive/{name}.jpg",
                 "p_melanoma": p,
+                "p_malignant": p,
+                "alert_reason": "melanoma, malignancy",
                 "rank": rank,
                 "alert_level": "urgent" if p > 0.85 else "review",
                 "diagnosis": "MEL",
@@ -193,6 +195,7 @@ def test_a_mail_lists_what_is_new(out: Path, mailbox: tuple[_Mailbox, int]) -> N
     assert mail["Message-ID"] == "<melanoma-run-2026-11-20@b.example>"
     text = str(mail.get_payload())
     assert "patient a" in text
+    assert "melanoma, malignancy" in text
     assert "s3://archive/c.jpg" in text
     assert "s3://archive/b.jpg" not in text
 
