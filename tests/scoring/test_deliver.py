@@ -193,7 +193,7 @@ def test_a_mail_lists_what_is_new(out: Path, mailbox: tuple[_Mailbox, int]) -> N
     (mail,) = handler.mails
     assert mail["Subject"] == "melanoma 2026-11-20: 2 new alerts, 1 urgent"
     assert mail["Message-ID"] == "<melanoma-run-2026-11-20@b.example>"
-    text = str(mail.get_payload())
+    text = bytes(mail.get_payload(decode=True)).decode()
     assert "patient a" in text
     assert "melanoma, malignancy" in text
     assert "s3://archive/c.jpg" in text
