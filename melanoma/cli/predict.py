@@ -83,7 +83,7 @@ def _meaning(level: str, reason: str | None, asks_malignancy: bool) -> str:
     """What an alert level means, for the question that has raised the image, or for those that have not."""
     if reason == "malignancy":
         return _MEANING[level].format(what="a malignancy", whats="malignancies")
-    either = asks_malignancy and reason is None
+    either = asks_malignancy and reason != "melanoma"
     return _MEANING[level].format(
         what="a melanoma or another malignancy" if either else "a melanoma", whats="melanomas"
     )

@@ -71,10 +71,12 @@ def by_rank(scores: pa.Table) -> pa.Array:
     or p_malignant of what that alone has raised; then the URI, so that a run has one order. Without an
     `alert_reason`, which earlier versions did not write, an image was raised as melanoma.
     """
-    alone = pc.fill_null(pc.equal(scores["alert_reason"], MALIGNANCY), False)
+    # No values of Python among these: pyarrow would import pandas for them, and `melanoma alerts` does without.
+    alone = pc.starts_with(scores["alert_reason"], MALIGNANCY)
+    alone = pc.and_kleene(alone, pc.is_valid(alone))  # false for null
     keys = {
-        "is_urgent": pc.equal(scores["alert_level"], "urgent").cast(pa.int8()),
-        "is_raised": pc.not_equal(scores["alert_level"], "none").cast(pa.int8()),
+        "is_urgent": pc.starts_with(scores["alert_level"], "urgent").cast(pa.int8()),
+        "is_raised": pc.invert(pc.starts_with(scores["alert_level"], "none")).cast(pa.int8()),
         "is_alone": alone.cast(pa.int8()),
         "probability": pc.if_else(alone, scores["p_malignant"], scores["p_melanoma"]),
         "image_uri": scores["image_uri"],

@@ -195,7 +195,7 @@ def test_alerts_of_several_archives_are_one_list_that_says_of_which_each_is(comm
         {"rank": row["rank"], "archive": row["archive"]} for row in rows
     ]
     lines = [re.split(r"\s*│\s*", line) for line in command("alerts", two_wards).out.splitlines() if "│" in line]
-    assert [(line[1], line[8]) for line in lines] == [
+    assert [(line[1], line[10]) for line in lines] == [
         (str(rank), name) for rank, name in enumerate(["north/archive", "south/archive"] * 2 + ["north/archive"], 1)
     ]
 

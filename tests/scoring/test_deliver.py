@@ -52,6 +52,8 @@ def out(tmp_path: Path) -> Path:
             {
                 "image_uri": f"s3://archive/{name}.jpg",
                 "p_melanoma": p,
+                "p_malignant": p,
+                "alert_reason": "melanoma, malignancy",
                 "rank": rank,
                 "alert_level": "urgent" if p > 0.85 else "review",
                 "diagnosis": "MEL",
@@ -191,8 +193,9 @@ def test_a_mail_lists_what_is_new(out: Path, mailbox: tuple[_Mailbox, int]) -> N
     (mail,) = handler.mails
     assert mail["Subject"] == "melanoma 2026-11-20: 2 new alerts, 1 urgent"
     assert mail["Message-ID"] == "<melanoma-run-2026-11-20@b.example>"
-    text = str(mail.get_payload())
+    text = bytes(mail.get_payload(decode=True)).decode()
     assert "patient a" in text
+    assert "melanoma, malignancy" in text
     assert "s3://archive/c.jpg" in text
     assert "s3://archive/b.jpg" not in text
 

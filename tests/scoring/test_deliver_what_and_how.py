@@ -227,8 +227,12 @@ def test_a_mail_says_of_which_archive_it_is_in_lines_that_nobody_else_writes(tmp
     finally:
         controller.stop()
     lines = mails[0].get_payload(decode=True).decode().strip().splitlines()
-    assert lines[0] == f"The run 2026-11-20 over {ARCHIVE}. Rank, level, melanoma, diagnosis, patient, image:"
-    assert lines[2:] == [r"   1  review   50.0%  MEL   4711\n   1  urgent  99.9%  s3://ward/archive/\x1b[2J.jpg"]
+    titles = "Rank, level, reason, melanoma, malignant, diagnosis, patient, image:"
+    assert lines[0] == f"The run 2026-11-20 over {ARCHIVE}. {titles}"
+    (line,) = lines[2:]
+    # An earlier version, which wrote no reason, asked for melanoma alone.
+    assert line.split(maxsplit=5)[:5] == ["1", "review", "melanoma", "50.0%", "90.0%"]
+    assert line.endswith(r"MEL   4711\n   1  urgent  99.9%  s3://ward/archive/\x1b[2J.jpg")
 
 
 # --- through a proxy -------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def write_night(
             "image_uri": f"{archive if isinstance(archive, str) else archive[0]}/{date}-{rank}.jpg",
             "p_melanoma": 0.5,
             "rank": rank,
+            "p_malignant": 0.9,
             "alert_level": "review",
             "diagnosis": "MEL",
             "outlier_score": 0.1,
