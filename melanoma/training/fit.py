@@ -34,7 +34,7 @@ from melanoma.training.tracking import OnEpoch
 MAY_CHANGE = {
     *("run_name", "catalog", "out", "checkpoints", "leaked_twin"),
     *("workers", "cpus_per_worker", "use_gpu", "xla", "max_failures", "members", "test_time_flips", "operating_point"),
-    *("licence", "show_images", "half_kernels", "others"),
+    *("licence", "show_images", "half_kernels", "others", "compile"),
 }
 
 
