@@ -193,20 +193,15 @@ def _agreement(
     p = [calibrated(each, temperature) for each, temperature in zip(logits, temperatures, strict=True)]
     log_odds = np.stack([_log_odds(calibrated(each, 1.0)[:, _MELANOMA]) for each in logits])
     aucs = [auc_of(each, labels, groups, config.seed).value for each in p]
+    with np.errstate(invalid="ignore"):  # not a number where one of the two says the same of every image
+        correlation = float(np.corrcoef(log_odds)[0, 1])
     return Agreement(
         n=len(labels),
-        correlation=_correlation(*log_odds),
+        correlation=correlation,
         auc_tensorflow=aucs[0],
         auc_compiled=aucs[1],
         largest_change=float(np.abs(p[0] - p[1])[:, _MELANOMA].max()),
     )
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """NaN where one says the same of every image."""
-    if not (np.ptp(first) and np.ptp(second)):
-        return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _log_odds(p: np.ndarray) -> np.ndarray:
