@@ -57,6 +57,12 @@ def test_it_predicts_what_it_predicted(before: Path, folder: Path, earlier: Bund
     if expected["model_version"][0] != earlier.version:
         pytest.skip("the reference bundle is another one by now")
     found = Predictor(earlier).predict(pictures(earlier.input_size))
+    # Columns that are newer than the bundle: it asks for melanoma alone.
+    levels, reasons = found["alert_level"], found.pop("alert_reason")
+    assert reasons == [None if level == "none" else "melanoma" for level in levels]
+    assert set(found.pop("threshold_urgent")) == {earlier.thresholds.urgent}
+    for column in ("threshold_malignancy", "threshold_malignancy_urgent"):
+        assert set(found.pop(column)) == {None}
     assert list(found) == list(expected)
     for column, values in expected.items():
         if isinstance(values[0], float):
