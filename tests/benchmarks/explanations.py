@@ -43,6 +43,7 @@ class Gradients:
             keras.Model(network.inputs, [*(_layer(network, side).output for side in _SIDES), network.outputs[0]])
             for network in networks
         ]
+        self.sides = [_layer(networks[0], side).output.shape[1] for side in _SIDES]
 
     def layer_cam(self, depth: int) -> Map:
         import tensorflow as tf
@@ -158,7 +159,7 @@ def main() -> None:
     print(f"{centred.mean():.2f}, by one at a random place {chance.mean():.2f}.")
     maps: dict[str, Map] = {
         "shipped": explain.Explainer(bundle).heat,
-        **{f"LayerCAM, {side} cells": gradients.layer_cam(depth) for depth, side in enumerate(_SIDES)},
+        **{f"LayerCAM, {side} cells": gradients.layer_cam(depth) for depth, side in enumerate(gradients.sides)},
         "integrated gradients": gradients.integrated,
         "occlusion": occlusion(predictor),
     }
