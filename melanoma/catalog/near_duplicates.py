@@ -367,8 +367,10 @@ def _words(orientation: int, moved: float, brighter: float, contrast: float) -> 
 # --- by hash ---------------------------------------------------------------------------------------------------------
 
 
-def seen(hashes: Iterable[str | None], known: Iterable[str | None]) -> set[int]:
-    """The places in `hashes` of those that are near-duplicates of one of `known`, mirrored and rotated ones included.
+def seen(
+    hashes: Iterable[str | None], known: Iterable[str | None], distance: int = NEAR_DUPLICATE_DISTANCE
+) -> set[int]:
+    """The places in `hashes` of those at most so many bits from one of `known`, mirrored and rotated ones included.
 
     For where no picture may be kept, only its perceptual hash. Crops by more than 1% or so are not found.
     """
@@ -377,7 +379,7 @@ def seen(hashes: Iterable[str | None], known: Iterable[str | None]) -> set[int]:
     if not asked or not others:
         return set()
     turned = [(place, other) for place, value in asked.items() for other in orientations(value)]
-    limits, _ = _within([value for _, value in turned], others, NEAR_DUPLICATE_DISTANCE)
+    limits, _ = _within([value for _, value in turned], others, distance)
     return {turned[at][0] for at in np.flatnonzero(np.diff(limits)).tolist()}
 
 

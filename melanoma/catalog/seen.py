@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 
 from melanoma import taxonomy
 from melanoma.catalog import near_duplicates
+from melanoma.imaging.hashing import NEAR_DUPLICATE_DISTANCE
 
+_FRAMED = 0.25  # share of a picture that is black, from which on its hash tells more of the frame than of the lesion
+_FRAMED_DISTANCE = NEAR_DUPLICATE_DISTANCE // 2
 _RELATIVES = {"lesion_id": "lesion_id_sha256", "patient_id": "patient_id_sha256"}
 
 
@@ -50,13 +53,13 @@ def leak_warning(training_images: bytes, rows: pd.DataFrame) -> str | None:
     learned = seen[seen["split"] == "train"]
     by_bytes = rows["sha256"].isin(set(learned["sha256"]))
     by_id = pd.Series(_image_digests(rows), index=rows.index).isin(set(learned["image_id_sha256"]))
-    near = near_duplicates.seen(rows["perceptual_hash"], learned["perceptual_hash"])
+    near = _near_duplicates(rows, learned["perceptual_hash"])
     relatives = pd.Series(False, index=rows.index)
     for column, hashed in _RELATIVES.items():
         if hashed in learned:
             digests = pd.Series(_relative_digests(rows, column), index=rows.index)
             relatives |= digests.isin(set(learned[hashed].dropna()))
-    leaked = by_bytes | by_id | relatives | pd.Series([place in near for place in range(len(rows))], index=rows.index)
+    leaked = by_bytes | by_id | relatives | near
     if leaked.any():
         return (
             f"Leaked: {int(leaked.sum())} of these {len(rows)} images, near-duplicates of them, or other photographs "
@@ -69,6 +72,17 @@ def leak_warning(training_images: bytes, rows: pd.DataFrame) -> str | None:
             "the thresholds of this model."
         )
     return None
+
+
+def _near_duplicates(rows: pd.DataFrame, known: pd.Series) -> pd.Series:
+    """Whether each image is a near-duplicate of one of the hashes `known`."""
+    # The round fields of one dermatoscope in a black frame are near to each other, whatever lies in them.
+    framed = rows["dark_border"].fillna(0) > _FRAMED if "dark_border" in rows else pd.Series(False, index=rows.index)
+    near = near_duplicates.seen(rows["perceptual_hash"], known)
+    of_framed = [value if yes else None for value, yes in zip(rows["perceptual_hash"], framed, strict=True)]
+    nearer = near_duplicates.seen(of_framed, known, _FRAMED_DISTANCE)
+    found = [place in (nearer if is_framed else near) for place, is_framed in enumerate(framed)]
+    return pd.Series(found, index=rows.index)
 
 
 def _image_digests(rows: pd.DataFrame) -> list[str]:

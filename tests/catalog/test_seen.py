@@ -43,6 +43,17 @@ def test_what_was_learned_is_a_leak_and_what_was_tuned_on_is_optimistic(rows: pd
     assert seen.leak_warning(seen.training_images(rows[:5]), rows[5:]) is None
 
 
+def test_two_fields_in_a_black_frame_are_no_near_duplicates_for_their_frame(rows: pd.DataFrame) -> None:
+    known = seen.training_images(rows[:1])
+    rows = rows[1:3].copy()
+    of_train = pq.read_table(io.BytesIO(known))["perceptual_hash"].to_pylist()[0]
+    by_twenty_bits = f"{int(of_train, 16) ^ 0xFFFFF:064x}"
+    rows["perceptual_hash"], rows["dark_border"] = by_twenty_bits, [0.0, 0.4]
+    assert "Leaked: 1 of these 2 images" in str(seen.leak_warning(known, rows))
+    rows["perceptual_hash"] = of_train
+    assert "Leaked: 2 of these 2 images" in str(seen.leak_warning(known, rows))
+
+
 def test_other_photographs_of_a_lesion_that_was_learned_are_a_leak(rows: pd.DataFrame) -> None:
     known = pq.read_table(io.BytesIO(seen.training_images(rows[:2]))).to_pandas()
     rows = rows[2:].copy()
