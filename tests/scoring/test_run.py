@@ -251,7 +251,8 @@ def test_the_files_have_the_columns_and_types_of_the_contract(scored_run: Scored
     assert tables.SCORES.names == [
         *("run_id", "run_date", "scored_at", "image_uri", "image_id", "frame"),
         *("patient_id", "study_uid", "body_site", "acquired_at", "is_held_back", "content_sha256"),
-        *("model_version", "diagnosis", *codes, "p_melanoma", "p_malignant", "alert_level", "threshold"),
+        *("model_version", "diagnosis", *codes, "p_melanoma", "p_malignant", "alert_level", "alert_reason"),
+        *("threshold", "threshold_urgent", "threshold_malignancy", "threshold_malignancy_urgent"),
         *("quality", "outlier_score", "perceptual_hash"),
     ]
     assert tables.ALERTS.names == [*tables.SCORES.names, "rank", "explanation_uri", "copies", "first_raised"]
@@ -358,7 +359,8 @@ def test_the_commit_record_counts_what_is_there(scored_run: ScoredRun, bundle: B
 def test_a_bomb_of_3600_megapixels_takes_no_memory(scored_run: ScoredRun) -> None:
     bombs = scored_run.rows("rejects").loc[lambda rows: rows["image_uri"].str.endswith("/bomb.png")]
     assert bombs["error_kind"].tolist() == ["too_large"]
-    assert 10**8 < scored_run.record.stages.peak_memory_bytes < 10**9
+    # TensorFlow alone takes nine tenths of a gigabyte; the picture would take ten.
+    assert 10**8 < scored_run.record.stages.peak_memory_bytes < 1.3 * 10**9
 
 
 def test_the_bucket_and_the_folder_get_the_same_answers(local_run: ScoredRun, s3_run: ScoredRun) -> None:
