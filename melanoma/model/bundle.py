@@ -217,25 +217,31 @@ def model_bytes(model: Any, half_kernels: bool = False) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _MODEL
         model.save(path)
-        data = path.read_bytes()
-    return _with_half_kernels(data) if half_kernels else data
+        return _undated(path, half_kernels)
 
 
-def _with_half_kernels(data: bytes) -> bytes:
-    import h5py  # Keras needs it, and only whoever trains writes one
-
-    halved = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(halved, "w") as written:
+def _undated(path: Path, half_kernels: bool) -> bytes:
+    """The same network is the same file, whenever it is saved: Keras writes the time into its metadata and its zip."""
+    undated = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(undated, "w") as written:
         for name in archive.namelist():
             content = archive.read(name)
-            if name.endswith(".h5"):
-                made = io.BytesIO()
-                with h5py.File(io.BytesIO(content)) as full, h5py.File(made, "w") as half:
-                    full.visititems(lambda place, item, half=half: _copy_halved(h5py, place, item, half))
-                content = made.getvalue()
-            # Keras dates what it saves: the same network is the same file.
-            written.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-    return halved.getvalue()
+            if name == "metadata.json":
+                content = json.dumps(json.loads(content) | {"date_saved": None}).encode()
+            elif half_kernels and name.endswith(".h5"):
+                content = _with_half_kernels(content)
+            how = zipfile.ZIP_DEFLATED if half_kernels else zipfile.ZIP_STORED
+            written.writestr(zipfile.ZipInfo(name), content, how)
+    return undated.getvalue()
+
+
+def _with_half_kernels(weights: bytes) -> bytes:
+    import h5py  # Keras needs it, and only whoever trains writes one
+
+    made = io.BytesIO()
+    with h5py.File(io.BytesIO(weights)) as full, h5py.File(made, "w") as half:
+        full.visititems(lambda place, item: _copy_halved(h5py, place, item, half))
+    return made.getvalue()
 
 
 def _copy_halved(h5py: Any, place: str, item: Any, half: Any) -> None:

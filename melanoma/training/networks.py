@@ -61,10 +61,13 @@ class _GhostBatchNormalization(keras.layers.BatchNormalization):
         self.together = together
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        if not (training and self.trainable):
-            return super().call(inputs, training=False)
         gamma = self.gamma.value if self.scale else tf.ones(inputs.shape[-1])
         beta = self.beta.value if self.center else tf.zeros(inputs.shape[-1])
+        if not (training and self.trainable):
+            statistics = (self.moving_mean.value, self.moving_variance.value)
+            return tf.compat.v1.nn.fused_batch_norm(
+                inputs, gamma, beta, *statistics, epsilon=self.epsilon, is_training=False
+            )[0]
         parts = tf.split(inputs, inputs.shape[0] // self.together)
         normalized, means, variances = zip(
             *(tf.compat.v1.nn.fused_batch_norm(part, gamma, beta, epsilon=self.epsilon) for part in parts), strict=True
