@@ -38,7 +38,9 @@ class Gradients:
     def __init__(self, bundle: bundles.Bundle) -> None:
         from melanoma.model.keras_settings import keras
 
-        networks = bundles.networks_of(bundles.with_float_input(bundles.load_model(bundle.model)))
+        networks = [
+            _flat(network) for network in bundles.networks_of(bundles.with_float_input(bundles.load_model(bundle.model)))
+        ]
         self._networks = [
             keras.Model(network.inputs, [*(_layer(network, side).output for side in _SIDES), network.outputs[0]])
             for network in networks
@@ -79,6 +81,22 @@ class Gradients:
         side = len(pixels) // cells * cells
         found = (total * change).sum(axis=-1)[:side, :side]
         return np.asarray(found.reshape(side // cells, cells, side // cells, cells).sum(axis=(1, 3)))
+
+
+def _flat(network: Any) -> Any:
+    """The network with the layers of a network within it, such as a pretrained backbone, as its own: their activations
+    can be asked for, too."""
+    from melanoma.model.keras_settings import keras
+
+    def called(layer: Any, *values: Any, **options: Any) -> Any:
+        return layer.call(*values, **options) if isinstance(layer, keras.Model) else layer(*values, **options)
+
+    inputs = keras.Input(network.inputs[0].shape[1:], dtype=network.inputs[0].dtype)
+    flat = keras.models.clone_model(network, inputs, clone_function=lambda layer: layer, call_function=called)
+    # Made anew, since a layer that was called twice has no single output.
+    alone = keras.Model.from_config(flat.get_config())
+    alone.set_weights(flat.get_weights())
+    return alone
 
 
 def _layer(network: Any, side: int) -> Any:
