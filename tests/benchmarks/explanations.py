@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from melanoma import storage, taxonomy
 from melanoma.catalog import schema
@@ -39,7 +40,8 @@ class Gradients:
         from melanoma.model.keras_settings import keras
 
         networks = [
-            _flat(network) for network in bundles.networks_of(bundles.with_float_input(bundles.load_model(bundle.model)))
+            _flat(network)
+            for network in bundles.networks_of(bundles.with_float_input(bundles.load_model(bundle.model)))
         ]
         self._networks = [
             keras.Model(network.inputs, [*(_layer(network, side).output for side in _SIDES), network.outputs[0]])
@@ -103,6 +105,16 @@ def _layer(network: Any, side: int) -> Any:
     """The last layer of those whose maps have a side nearest to `side`."""
     layers = [layer for layer in network.layers if len(layer.output.shape) == 4 and layer.output.shape[1] > 1]
     return min(reversed(layers), key=lambda layer: abs(layer.output.shape[1] - side))
+
+
+def _smooth(heat: Map) -> Map:
+    """The map as large as the picture: those of few cells are meant to be drawn so."""
+
+    def smoothed(pixels: np.ndarray) -> np.ndarray:
+        size = (len(pixels), len(pixels))
+        return np.asarray(Image.fromarray(heat(pixels).astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+
+    return smoothed
 
 
 def occlusion(predictor: Predictor) -> Map:
@@ -177,9 +189,11 @@ def main() -> None:
     print(f"{centred.mean():.2f}, by one at a random place {chance.mean():.2f}.")
     maps: dict[str, Map] = {
         "shipped": explain.Explainer(bundle).heat,
-        **{f"LayerCAM, {side} cells": gradients.layer_cam(depth) for depth, side in enumerate(gradients.sides)},
-        "integrated gradients": gradients.integrated,
-        "occlusion": occlusion(predictor),
+        **{
+            f"LayerCAM, {side} cells": _smooth(gradients.layer_cam(depth)) for depth, side in enumerate(gradients.sides)
+        },
+        "integrated gradients": _smooth(gradients.integrated),
+        "occlusion": _smooth(occlusion(predictor)),
     }
     for name, heat in maps.items():
         heat(pictures[0])  # builds its functions
