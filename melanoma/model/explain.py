@@ -20,9 +20,9 @@ from melanoma import taxonomy
 from melanoma.model.bundle import Bundle, load_model, with_float_input
 from melanoma.model.predictor import Predictor, orientations
 
-_CELLS = 32  # a side of the map; finer ones find more, and fall apart into specks
+_CELLS = 40  # a side of the map; finer ones find more, and fall apart into specks
 _STEPS = 8
-_EXCHANGES = 14
+_EXCHANGES = 10
 _EXCHANGED = 0.2  # of the covered cells at once, and half as many after each exchange that did not help
 _UNDONE_BY = (0, 1, 2, 3, 4, 6, 5, 7)  # of `orientations`: all undo themselves but two, which undo each other
 SHARE = 0.15  # of a picture that is covered to see whether it matters

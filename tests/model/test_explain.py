@@ -126,7 +126,7 @@ def p_melanoma(predictor: Predictor, pixels: np.ndarray) -> float:
 def test_the_map_moves_with_the_lesion(seer: Bundle, place: tuple[int, int]) -> None:
     heat = Explainer(seer).heat(lesion_at(*place))
     assert heat.dtype == np.float32
-    assert heat.shape == (32, 32)
+    assert heat.shape == (40, 40)
     assert (heat.min(), heat.max()) == (0, 1)
     np.testing.assert_allclose(centre(heat), place, atol=3)
 
@@ -192,9 +192,9 @@ def test_an_oriented_picture_has_the_oriented_map(bundle: Bundle, lesion: Callab
 @pytest.mark.parametrize(
     ("network", "size", "cells"),
     [
-        (Network(width=4), 96, 32),
-        (Network(name="student", width=4), 96, 32),
-        (Network(name="EfficientNetLite0"), 64, 32),
+        (Network(width=4), 96, 40),
+        (Network(name="student", width=4), 96, 40),
+        (Network(name="EfficientNetLite0"), 64, 40),
         (Network(width=4, blocks=(1, 1), normalization="group", colour_constancy=6), 32, 32),
         pytest.param(Network(name="MobileNetV3Small", colour_constancy=6), 96, 40, marks=pytest.mark.slow),
     ],
