@@ -15,7 +15,20 @@ from typing import Annotated, Any
 import typer
 
 from melanoma import errors, printable
-from melanoma.cli import alerts, catalog, compile, console, demo, evaluate, predict, score, serve, threshold, train
+from melanoma.cli import (
+    alerts,
+    catalog,
+    compile,
+    console,
+    demo,
+    evaluate,
+    predict,
+    score,
+    serve,
+    status,
+    threshold,
+    train,
+)
 from melanoma.errors import MelanomaError, redacted
 
 app = typer.Typer(
@@ -49,6 +62,7 @@ for _command, _example in (
     (score.score, "melanoma score s3://archive/2026 --out s3://results --bundle s3://models/current"),
     (alerts.alerts, "melanoma alerts s3://results --date 2026-11-20"),
     (alerts.deliver, "melanoma deliver s3://results --config configs/deliver.yaml"),
+    (status.status, "melanoma status s3://results --json"),
     (serve.serve, "MELANOMA_API_KEY=... melanoma serve --bundle out/bundle --port 8000"),
     (demo.demo, "melanoma demo --out demo"),
 ):

@@ -135,3 +135,9 @@ def read(model: type[R], uri: str, store: Store = storage.DEFAULT) -> R:
 
 def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
+
+
+def moment(text: str) -> datetime.datetime:
+    """A moment as it is written, UTC where it does not say."""
+    found = datetime.datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)

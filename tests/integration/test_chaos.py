@@ -23,7 +23,7 @@ import pytest
 
 from melanoma import storage
 from melanoma.demo.local_s3 import LocalS3
-from melanoma.scoring import deliver
+from melanoma.scoring import channels
 from tests.support import deadly_files
 from tests.support.faulty_proxy import PHASES, FaultyProxy, Outage, at_random, faulty_proxy
 from tests.support.receiver import receiving
@@ -236,7 +236,7 @@ def _assert_told(program: str, out: str, environment: dict[str, str], alerts: pd
     wanted = sorted(alerts["image_uri"])
     shown = subprocess.run([program, "alerts", out, "--json"], env=environment, check=True, capture_output=True)
     assert sorted(row["image_uri"] for row in json.loads(shown.stdout)) == wanted
-    secret = {deliver.SECRET: "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()}
+    secret = {channels.SECRET: "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()}
     with receiving("reset", 503) as receiver:
         channel = folder / "deliver.yaml"
         channel.write_text(f"webhook: {receiver.url}\n")

@@ -24,7 +24,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from melanoma import config, storage
 from melanoma.errors import InputError, MelanomaError
-from melanoma.scoring import deliver, lease, tables
+from melanoma.scoring import channels, deliver, lease, tables
 from melanoma.scoring.config import DeliveryConfig
 from tests.support.receiver import Receiver, receiving
 
@@ -33,7 +33,7 @@ WEBHOOK_KEY = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 
 @pytest.fixture(autouse=True)
 def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(deliver.SECRET, WEBHOOK_KEY)
+    monkeypatch.setenv(channels.SECRET, WEBHOOK_KEY)
     for name, seconds in (("_SETTLE", 0.2), ("BEAT", 0.3), ("DEAD_AFTER", 1.5)):
         monkeypatch.setattr(lease, name, seconds)
 
@@ -110,7 +110,7 @@ def test_a_first_delivery_has_the_nights_before_the_newest(out: Path, receiver: 
 def test_a_receiver_that_fails_stalls_and_breaks_off_gets_it_once(
     out: Path, receiver: Callable[..., Receiver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliver, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(channels, "_TIMEOUT", 1.0)
     hook = receiver(503, "stall", "reset", 429)
     assert deliver.deliver(str(out), settings(webhook=hook.url), "2026-11-20", say=quiet) == 1
     assert (hook.seen, len(hook.acknowledged)) == (5, 1)
@@ -219,14 +219,14 @@ def test_what_is_missing_is_said(out: Path, values: dict[str, Any], words: str) 
 
 
 def test_a_webhook_without_a_secret_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(deliver.SECRET)
+    monkeypatch.delenv(channels.SECRET)
     with pytest.raises(InputError, match="set MELANOMA_WEBHOOK_SECRET"):
         deliver.deliver(str(out), settings(webhook="http://127.0.0.1:9/"), say=quiet)
 
 
 @pytest.mark.parametrize("secret", ["short", "not base64!" * 4, base64.b64encode(b"15 bytes at mos").decode()])
 def test_a_secret_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
-    monkeypatch.setenv(deliver.SECRET, secret)
+    monkeypatch.setenv(channels.SECRET, secret)
     with pytest.raises(InputError, match="base64 of at least 16 bytes"):
         deliver.check_settings(settings(webhook="https://hospital.example/"))
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from melanoma import config
 from melanoma.errors import InputError, MelanomaError
-from melanoma.scoring import deliver, lease
+from melanoma.scoring import channels, deliver, lease
 from melanoma.scoring.config import DeliveryConfig
 from tests.support.nights import ARCHIVE, write_night
 
@@ -32,7 +32,7 @@ WEBHOOK_KEY = base64.b64encode(b"0123456789abcdef01234567").decode()
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A secret, a lease that is soon held, and no proxy of the machine that runs the tests."""
-    monkeypatch.setenv(deliver.SECRET, WEBHOOK_KEY)
+    monkeypatch.setenv(channels.SECRET, WEBHOOK_KEY)
     for name, seconds in (("_SETTLE", 0.2), ("BEAT", 0.3), ("DEAD_AFTER", 1.5)):
         monkeypatch.setattr(lease, name, seconds)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
