@@ -60,7 +60,7 @@ def score(
 
 
 def run_score(settings: "ScoreConfig", as_json: bool = False) -> None:
-    with console.resumable("The same command resumes it."), console.bar("Scoring") as bar, _log_lines():
+    with console.resumable("The same command resumes it."), console.bar("Scoring") as bar, log_lines():
         from melanoma import api
 
         result = api.score(settings, on_image=bar, say=console.say)
@@ -88,7 +88,7 @@ def run_score(settings: "ScoreConfig", as_json: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _log_lines() -> Iterator[None]:
+def log_lines() -> Iterator[None]:
     """The run's log lines go to standard error where no terminal shows a bar."""
     from melanoma.scoring.run import LOG
 

@@ -18,7 +18,7 @@ from melanoma.scoring.drift import Drift
 from melanoma.scoring.record import PlanDetails, RunRecord, moment, now, read
 from melanoma.storage import Store
 
-Kind = Literal["late", "cut off", "failed", "few images", "alerts", "rejects", "drift", "undelivered"]
+Kind = Literal["late", "cut off", "failed", "few images", "alerts", "rejects", "drift", "undelivered", "retraining"]
 
 LATE_AFTER = 26.0  # hours: a night that begins at the same time as the one before, and takes two hours longer
 _COMPARED = 14  # nights
