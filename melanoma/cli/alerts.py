@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.table import Table
 
+    from melanoma.scoring.config import DeliverConfig
     from melanoma.scoring.record import RunRecord
     from melanoma.scoring.results import Nights
 
@@ -168,9 +169,14 @@ def deliver(
 ) -> None:
     """Send the new alerts of a night by webhook and e-mail, each once."""
     from melanoma import config
-    from melanoma.scoring.config import DeliveryConfig
+    from melanoma.scoring.config import DeliverConfig
+
+    run_deliver(config.load(DeliverConfig, config_file, out=out, date=date, resend=resend or None))
+
+
+def run_deliver(settings: "DeliverConfig") -> None:
     from melanoma.scoring.deliver import deliver
 
-    sent = deliver(out, config.load(DeliveryConfig, config_file), date, resend, console.say)
+    sent = deliver(settings.out, settings, settings.date, settings.resend, console.say)
     if not sent:
         console.say("Nothing was left to deliver.")

@@ -26,6 +26,7 @@ from melanoma.cli import (
     score,
     serve,
     status,
+    submit,
     threshold,
     train,
 )
@@ -63,6 +64,7 @@ for _command, _example in (
     (alerts.alerts, "melanoma alerts s3://results --date 2026-11-20"),
     (alerts.deliver, "melanoma deliver s3://results --config configs/deliver.yaml"),
     (status.status, "melanoma status s3://results --json"),
+    (submit.submit, "melanoma submit nightly --config configs/nightly.yaml --wait"),
     (serve.serve, "MELANOMA_API_KEY=... melanoma serve --bundle out/bundle --port 8000"),
     (demo.demo, "melanoma demo --out demo"),
 ):

@@ -17,7 +17,7 @@ def main(model: type[C], call: Callable[[C], None], description: str | None, def
     """Parse the command line, load the configuration, call, and exit as `melanoma` would.
 
     A configuration file may be a relative path, for it is only read: a submitted job finds it in the working directory
-    that came with it. What the configuration names may not, see `_refuse_relative_places`.
+    that came with it. What the configuration names may not, see `refuse_relative_places`.
 
     Args:
         model: The type of the configuration.
@@ -36,19 +36,18 @@ def main(model: type[C], call: Callable[[C], None], description: str | None, def
 
     def job() -> None:
         settings = config.load(model, arguments.config, arguments.overrides, out=arguments.out)
-        _refuse_relative_places(settings)
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # what `ray job submit` sets
+            refuse_relative_places(settings)
         call(settings)
 
     sys.exit(run(job))
 
 
-def _refuse_relative_places(settings: config.Model) -> None:
+def refuse_relative_places(settings: config.Model) -> None:
     """Raise InputError for the first relative place of a submitted job.
 
     Such a job runs in a copy of the working directory, on one node, which is thrown away when the job ends.
     """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # what `ray job submit` sets
-        return
     for key, place, kind in config.relative_places(settings):
         name = key.rpartition(".")[2]
         needed = (

@@ -2,8 +2,8 @@
 train anew where that is due, and tell somebody of what is not as it should be.
 
 Each step is its own command, too, and a night that fails is finished by the same call. What a bad night is,
-`melanoma.scoring.status` decides. A night that was finished is no failure, however strange: it is told, and the job ends
-with 0, so that no scheduler tries it again. The job ends otherwise where images were not scored or alerts not sent.
+`melanoma.scoring.status` decides. A night that was finished is no failure, however strange: it is told, and the job
+ends with 0, so that no scheduler tries it again. It ends otherwise where images were not scored or alerts not sent.
 """
 
 import hashlib
@@ -89,8 +89,8 @@ def _looked_at(config: NightlyConfig, note: Note, outcome: "Outcome") -> tuple[N
             Problem(
                 "few images",
                 outcome.record.run_id,
-                f"The night of {note.night} had no new image among {listed:,} that are listed: look whether the archive "
-                "still gets its images (may_be_empty: true, where that is usual).",
+                f"The night of {note.night} had no new image among {listed:,} that are listed: look whether the "
+                "archive still gets its images (may_be_empty: true, where that is usual).",
             )
         )
     return note.model_copy(update={"run_ids": tuple(record.run_id for record in records)}), found
@@ -158,7 +158,5 @@ def _message(out: str, told: list[Note]) -> Message:
             "problems": [{"night": day, "kind": kind, "sentence": sentence} for day, kind, sentence in problems],
         },
         f"melanoma {night}: {'the night failed' if failed else 'a night to look at'}",
-        "\n".join(
-            [*(sentence for _, _, sentence in problems), "", f"Results in {out}. More: melanoma status {out}", ""]
-        ),
+        "\n".join([*(sentence for _, _, sentence in problems), "", f"More: melanoma status {out}", ""]),
     )

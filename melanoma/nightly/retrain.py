@@ -95,13 +95,14 @@ def _in_words(proposal: dict[str, Any]) -> str:
         difference = figure["difference"]
         if figure["this"] is None or figure["other"] is None or difference["value"] is None:
             continue
+        interval = f"{difference['low']:+.3f} to {difference['high']:+.3f}"
         figures.append(
             f"{name.replace('_', ' ')} {figure['this']:.3f} against {figure['other']:.3f} "
-            f"(difference {difference['value']:+.3f}, 95% interval {difference['low']:+.3f} to {difference['high']:+.3f})"
+            f"(difference {difference['value']:+.3f}, 95% interval {interval})"
         )
     warning = f" {proposal['leak_warning']}" if proposal["leak_warning"] else ""
     return (
         f"A candidate was trained, {proposal['model_version']}, beside the promoted model "
-        f"{proposal['promoted_version']}: {', '.join(figures)}.{warning} Its report: {proposal['report']}. Whoever wants "
-        f"it sets score.bundle to {proposal['bundle']}; nothing else uses it."
+        f"{proposal['promoted_version']}: {', '.join(figures)}.{warning} Its report: {proposal['report']}. Whoever "
+        f"wants it sets score.bundle to {proposal['bundle']}; nothing else uses it."
     )

@@ -21,6 +21,14 @@ class DeliveryConfig(Model):
     patience: Annotated[float, Field(ge=0)] = 300  # seconds for which a receiver that fails is tried again
 
 
+class DeliverConfig(DeliveryConfig):
+    """The job of delivering: `configs/deliver.yaml` with ``out=``."""
+
+    out: Place
+    date: Date = None  # None: what was not delivered of the last 30 days
+    resend: bool = False  # send as well what may have arrived already
+
+
 class ScoreConfig(Model):
     archive: Place | tuple[Place, ...]  # folders, prefixes, manifests, inventories: see melanoma.scoring.listing
     out: Place
