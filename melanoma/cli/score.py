@@ -37,6 +37,11 @@ def score(
     run_id: Annotated[str | None, typer.Option(help="Name of the run; default: the date and a digest.")] = None,
     run_date: Annotated[str | None, typer.Option(help="ISO date of the run; default: today, UTC.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Score again what this model has scored.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="New images at most; a later run has the others.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
+    cost_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of the cluster, for what --dry-run says of the cost.")
+    ] = None,
     config_file: Annotated[str | None, typer.Option("--config", help="YAML such as configs/score.yaml.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -55,8 +60,45 @@ def score(
         run_id=run_id,
         run_date=run_date,
         all=everything or None,
+        limit=limit,
     )
-    run_score(settings, as_json)
+    if dry_run:
+        _preview(settings, cost_per_hour, as_json)
+    else:
+        run_score(settings, as_json)
+
+
+def _preview(settings: "ScoreConfig", cost_per_hour: float | None, as_json: bool) -> None:
+    from melanoma.scoring.run import preview
+
+    found = preview(settings)
+    hours = None if found.seconds is None else found.seconds / 3600
+    cost = None if hours is None or cost_per_hour is None else hours * cost_per_hour
+    counted = found.counted
+    if as_json:
+        answer = {
+            "listed": counted.listed,
+            "known": counted.listed - counted.images,
+            "new": counted.images,
+            "bytes": counted.bytes,
+            "images": found.images,
+            "minutes": None if hours is None else 60 * hours,
+            "cost": cost,
+            "estimated_from_runs": found.runs,
+        }
+        console.print_json(answer)
+        return
+    console.answer.print(
+        f"{counted.listed:,} objects listed, {counted.listed - counted.images:,} known, {counted.images:,} new "
+        f"({counted.bytes / 1e9:,.2f} GB); a run would score {found.images:,}."
+    )
+    if hours is None:
+        console.answer.print("How long that takes is not known before a night of at least 100 images was finished.")
+    else:
+        price = "" if cost is None else f", {cost:,.2f} at {cost_per_hour:g} an hour"
+        console.answer.print(
+            f"By the rate of the last {found.runs} nights it takes {60 * hours:,.1f} minutes after the start{price}."
+        )
 
 
 def run_score(settings: "ScoreConfig", as_json: bool = False) -> None:

@@ -37,6 +37,7 @@ class ScoreConfig(Model):
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     run_date: Date = None
     all: bool = False  # score what this very model has already scored, too
+    limit: Positive | None = None  # images at most, and the others in a later run; None: all
     workers: Positive | None = None  # actors that fetch, decode and predict, at most; None: as many as find room
     gpus: Annotated[int, Field(ge=0)] | None = None  # on which the network is asked, a wish; None: all; 0: none
     # The form of the model; auto: the compiled one where the bundle has it and no GPU is used.

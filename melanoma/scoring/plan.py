@@ -145,6 +145,7 @@ def freeze(
     confirm_held: Callable[[], None] = lambda: None,
     store: Store = storage.DEFAULT,
     may_be_empty: bool = True,
+    limit: int | None = None,
 ) -> Plan:
     """Write the plan of a run: what is listed, each object once, less what earlier runs have done.
 
@@ -158,6 +159,7 @@ def freeze(
         confirm_held: Called before the plan is frozen; raises where another driver has the lease.
         store: Reads the directories of archives and what earlier runs have left, and writes the plan.
         may_be_empty: Whether a plan without any image is written, too.
+        limit: Images at most; what is left out is for a later run. None: all.
 
     Returns:
         The frozen plan.
@@ -169,29 +171,23 @@ def freeze(
         OSError: The output cannot be read or written.
     """
     attempt = uuid.uuid4().hex[:8]
-    with tempfile.TemporaryDirectory() as folder:
-        _stage(listed, Path(folder))
-        _fetch_done(done, Path(folder), store)
-        try:
-            with _database(Path(folder), done) as database:
-                _find_members(database, Path(folder), store)
-                database.execute(_PLANNED)
-                distinct, images, untried = database.execute(_COUNTED).fetchall()[0]
-                if not images and not may_be_empty:
-                    raise NothingToScoreError
-                size = shard_size(images) if images else 1
-                # Members in the order in which they lie in their archive: neighbours are then fetched in one request.
-                rows = database.table("planned").project(", ".join(map(_quoted, SHARD.names)))
-                rows = rows.order('coalesce(archive, image_uri), "offset", image_uri')
-                tables = _in_shards(rows.to_arrow_reader(_ROWS_AT_ONCE), size)
-                shards = _write(out, run_id, attempt, tables, store)
-        except duckdb.Error as error:
-            raise MelanomaError(f"The plan of the run {run_id} failed in {folder}: {error}") from None
+    with _planned(listed, done, store) as database:
+        found = _count(database)
+        if not found.images and not may_be_empty:
+            raise NothingToScoreError
+        if limit is not None and limit < found.images:
+            database.execute(_LIMITED, [limit])
+        images, _, untried = database.execute(_COUNTED).fetchall()[0]
+        size = shard_size(images) if images else 1
+        rows = database.table("planned").project(", ".join(map(_quoted, SHARD.names))).order(_ORDER)
+        tables = _in_shards(rows.to_arrow_reader(_ROWS_AT_ONCE), size)
+        shards = _write(out, run_id, attempt, tables, store)
     details = PlanDetails(
         **header.to_json(),
-        listed=distinct,
-        done_before=distinct - images,
+        listed=found.listed,
+        done_before=found.listed - found.images,
         images=images,
+        left_out=found.images - images,
         untried=untried,
         shards=shards,
         shard_size=size,
@@ -200,6 +196,43 @@ def freeze(
     confirm_held()
     store.write_json(layout.plan(out, run_id), details.to_json())
     return Plan(out, run_id, details)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a run would score: objects that are listed, each once; `images`, those of them that no earlier run has done,
+    and their bytes, where they are known."""
+
+    listed: int
+    images: int
+    bytes: int
+
+
+def count(listed: Iterable[ObjectInfo], done: Sequence[Done], store: Store = storage.DEFAULT) -> Counted:
+    """What a plan would hold; nothing is written. `listed`, `done` and what is raised are as of `freeze`."""
+    with _planned(listed, done, store) as database:
+        return _count(database)
+
+
+@contextlib.contextmanager
+def _planned(listed: Iterable[ObjectInfo], done: Sequence[Done], store: Store) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database with the table `planned`: what is listed, each object once, less what earlier runs have done."""
+    with tempfile.TemporaryDirectory() as folder:
+        _stage(listed, Path(folder))
+        _fetch_done(done, Path(folder), store)
+        try:
+            with _database(Path(folder), done) as database:
+                _find_members(database, Path(folder), store)
+                database.execute(_PLANNED)
+                yield database
+        except duckdb.Error as error:
+            raise MelanomaError(f"The plan of the run failed in {folder}: {error}") from None
+
+
+def _count(database: duckdb.DuckDBPyConnection) -> Counted:
+    images, size, _ = database.execute(_COUNTED).fetchall()[0]
+    ((distinct,),) = database.execute("SELECT count(DISTINCT image_uri) FROM listed").fetchall()
+    return Counted(distinct, images, size)
 
 
 def _quoted(name: str) -> str:
@@ -297,9 +330,10 @@ _PLANNED = """
         SELECT unnest(any_value(listed)), image_uri IN (SELECT image_uri FROM retried) AS tried
         FROM listed ANTI JOIN known USING (image_uri, etag, size) GROUP BY image_uri;
 """
-_COUNTED = """
-    SELECT (SELECT count(DISTINCT image_uri) FROM listed), count(*), count(*) FILTER (NOT tried) FROM planned
-"""
+_COUNTED = "SELECT count(*), coalesce(sum(size), 0)::BIGINT, count(*) FILTER (NOT tried) FROM planned"
+# Members in the order in which they lie in their archive: neighbours are then fetched in one request.
+_ORDER = 'coalesce(archive, image_uri), "offset", image_uri'
+_LIMITED = f"CREATE OR REPLACE TABLE planned AS FROM planned ORDER BY {_ORDER} LIMIT ?"
 
 
 def _database(folder: Path, done: Sequence[Done]) -> duckdb.DuckDBPyConnection:

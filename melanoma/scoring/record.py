@@ -56,7 +56,8 @@ class PlanDetails(RunHeader):
 
     listed: int = 0  # objects of the archives, each once
     done_before: int = 0  # objects that an earlier run of the same model has done
-    images: int = 0  # the others: those that the run is to score
+    images: int = 0  # of the others, those that the run is to score
+    left_out: int = 0  # of the others, those beyond the limit of the run, which a later one scores
     untried: int = 0  # images of which no earlier run has said that it could not fetch them
     shards: int = 0
     shard_size: int = 1  # images a shard; the last has the rest

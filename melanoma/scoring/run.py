@@ -17,6 +17,7 @@ import itertools
 import json
 import logging
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from melanoma.scoring.publish import Run, publish, reason
 from melanoma.scoring.record import PlanDetails, RunHeader, RunRecord, Stages
 from melanoma.storage import Store
 
+_RATED = 14  # runs that the duration of the next one is estimated from
+_LEAST_RATED = 100  # images: with fewer the start counts for more than the rate
 LOG = logging.getLogger("melanoma.scoring")  # one line of JSON a minute
 
 
@@ -148,6 +151,38 @@ def _next_run(request: _Request, on_progress: Callable[[Progress], None], say: C
             raise MelanomaError(
                 f"The run {plan.run_id} failed: {reason(error)}. The same command resumes it."
             ) from error
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do. `seconds`: by the rates of so many earlier `runs`; None without any."""
+
+    counted: plans.Counted
+    images: int  # that the run would score: all that are new, or those within the limit
+    seconds: float | None
+    runs: int
+
+
+def preview(config: ScoreConfig) -> Preview:
+    """What `score` would do now; nothing is written, and no image is read. Raises InputError and UnavailableError as
+    `score` does."""
+    request = _request(config)
+    try:
+        committed = results.committed_runs(request.out, request.store)
+        done = _done_before(request, [] if config.all else committed)
+        counted = plans.count(_listed(request), done, request.store)
+    except storage.UnavailableError:
+        raise
+    except OSError as error:
+        raise InputError(f"The output {config.out} cannot be used: {error}") from None
+    images = min(counted.images, config.limit or counted.images)
+    rates = [
+        record.stages.images_per_second
+        for record in committed[-_RATED:]
+        if record.stages.scored + record.stages.rejected >= _LEAST_RATED
+    ]
+    seconds = images / statistics.median(rates) if rates else None
+    return Preview(counted, images, seconds, len(rates))
 
 
 # --- Which run --------------------------------------------------------------------------------------------------------
@@ -281,8 +316,11 @@ def _new_plan(request: _Request, run_id: str, say: Callable[[str], None], confir
         confirm_held,
         request.store,
         may_be_empty=not of_today,
+        limit=request.config.limit,
     )
     say(f"{plan.details.listed} objects listed, {plan.details.done_before} of them done before by this model.")
+    if plan.details.left_out:
+        say(f"{plan.details.left_out} new images are left to a later run: the limit is {request.config.limit}.")
     return plan
 
 
