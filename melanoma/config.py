@@ -112,6 +112,21 @@ def relative_places(config: Model) -> Iterator[tuple[str, str, PlaceKind]]:
             yield key, place, kind
 
 
+def refuse_relative_places(config: Model) -> None:
+    """Raise InputError for the first relative place of a submitted job.
+
+    Such a job runs in a copy of the working directory, on one node, which is thrown away when the job ends.
+    """
+    for key, place, kind in relative_places(config):
+        name = key.rpartition(".")[2]
+        needed = (
+            f"an s3:// URI or an absolute path that every node reaches, such as {key}=s3://bucket/{name}"
+            if kind.on_stores
+            else f"an absolute path that outlives it, such as {key}=/data/{name}"
+        )
+        raise InputError(f"The key {key!r} is {place!r}: a submitted job needs {needed}.")
+
+
 def _places(value: Any, annotation: Any, key: str) -> Iterator[tuple[str, str, PlaceKind]]:
     """The places in a `value` that stands under `key`, as its `annotation` marks them."""
     arguments = get_args(annotation)

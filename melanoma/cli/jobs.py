@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from melanoma import config
 from melanoma.cli.app import run
-from melanoma.errors import InputError
 
 C = TypeVar("C", bound=config.Model)
 
@@ -17,7 +16,7 @@ def main(model: type[C], call: Callable[[C], None], description: str | None, def
     """Parse the command line, load the configuration, call, and exit as `melanoma` would.
 
     A configuration file may be a relative path, for it is only read: a submitted job finds it in the working directory
-    that came with it. What the configuration names may not, see `refuse_relative_places`.
+    that came with it. What the configuration names may not, see `config.refuse_relative_places`.
 
     Args:
         model: The type of the configuration.
@@ -37,22 +36,7 @@ def main(model: type[C], call: Callable[[C], None], description: str | None, def
     def job() -> None:
         settings = config.load(model, arguments.config, arguments.overrides, out=arguments.out)
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # what `ray job submit` sets
-            refuse_relative_places(settings)
+            config.refuse_relative_places(settings)
         call(settings)
 
     sys.exit(run(job))
-
-
-def refuse_relative_places(settings: config.Model) -> None:
-    """Raise InputError for the first relative place of a submitted job.
-
-    Such a job runs in a copy of the working directory, on one node, which is thrown away when the job ends.
-    """
-    for key, place, kind in config.relative_places(settings):
-        name = key.rpartition(".")[2]
-        needed = (
-            f"an s3:// URI or an absolute path that every node reaches, such as {key}=s3://bucket/{name}"
-            if kind.on_stores
-            else f"an absolute path that outlives it, such as {key}=/data/{name}"
-        )
-        raise InputError(f"The key {key!r} is {place!r}: a submitted job needs {needed}.")

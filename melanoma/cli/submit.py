@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from melanoma import config
-from melanoma.cli import console, jobs
+from melanoma.cli import console
 from melanoma.errors import InputError
 
 Code = Literal["clone", "lock", "image"]
@@ -67,7 +67,7 @@ def submit(
         raise InputError(f"There is no job {job!r}: the jobs are {', '.join(_KINDS)}.")
     kind = _KINDS[job]
     settings = config.load(getattr(importlib.import_module(kind.module), kind.model), config_file, overrides)
-    jobs.refuse_relative_places(settings)
+    config.refuse_relative_places(settings)
     from melanoma import submission
 
     cluster = submission.client(address)

@@ -4,7 +4,7 @@ What is exported is read from the commit records once a minute, so a night that 
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -55,7 +55,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"melanoma_night_{name}", text, value=float(value))
 
 
-def _gauges(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     metric = GaugeMetricFamily(f"melanoma_night_{name}", text, labels=[label])
     for key, value in values.items():
         metric.add_metric([key], float(value))

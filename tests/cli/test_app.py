@@ -19,7 +19,7 @@ from tests.support.refusal import sentence
 
 Run = Callable[..., Any]
 COMMANDS = ["catalog", "split", "audit", "train", "evaluate", "threshold", "predict"]
-COMMANDS += ["compile", "score", "alerts", "deliver", "serve", "demo"]
+COMMANDS += ["compile", "score", "alerts", "deliver", "status", "prune", "submit", "serve", "demo"]
 
 
 def test_every_command_is_tested_here() -> None:
