@@ -458,7 +458,7 @@ def test_a_value_of_the_site_reaches_every_place_where_it_stands(tmp_path: Path)
 
 @pytest.mark.parametrize(
     "path",
-    sorted(KUBERAY.rglob("*.yaml")) + [KUBERAY / "site" / "site.env"],
+    [*sorted(KUBERAY.rglob("*.yaml")), KUBERAY / "site" / "site.env"],
     ids=lambda path: str(path.relative_to(KUBERAY)),
 )
 def test_every_file_begins_with_its_command_and_its_cost(path: Path) -> None:
