@@ -92,6 +92,7 @@ def test_it_asks_for_nothing_that_its_role_does_not_allow(api: KubernetesApi, ma
         (failed("Job entrypoint command failed with exit code 137, last available logs:"), 3, "exit code 137"),
         (failed("Job entrypoint command failed with exit code 0, last available logs:"), 3, "exit code 0"),
         (failed("", "SubmissionFailed"), 3, "SubmissionFailed"),
+        (failed("the driver is gone\nscoring PAT-0815"), 3, "failed (AppFailed): the driver is gone"),
         (failed("over its time", "DeadlineExceeded"), 3, "did not end within its activeDeadlineSeconds"),
         ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, 130, "was stopped by somebody"),
         ({"jobDeploymentStatus": "ValidationFailed", "message": "no name"}, 2, "was refused by the operator: no name"),
