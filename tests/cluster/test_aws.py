@@ -1,7 +1,9 @@
 """The cluster of `ray up`: checked by Ray's own validation, launched against moto, a mock of AWS."""
 
 import copy
+import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,14 @@ LISTS = (
     "head_start_ray_commands", "worker_start_ray_commands", "rsync_exclude", "rsync_filter", "cluster_synced_files",
 )  # fmt: skip
 NEEDS_ANY_RESOURCE = {"ec2:DescribeInstances"}  # AWS knows no narrower one for it
+VALUES = {
+    "ClusterName": "melanoma",
+    "AWS::Partition": "aws",
+    "AWS::Region": "eu-central-1",
+    "AWS::AccountId": "123456789012",
+    "WorkerRole.Arn": "arn:aws:iam::123456789012:role/melanoma-worker",
+    "WorkerProfile.Arn": "arn:aws:iam::123456789012:instance-profile/melanoma-worker",
+}
 OF_WORKERS = {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject"}
 
 
@@ -86,7 +96,9 @@ def test_the_file_is_right() -> None:
         ("max_workers: 10", "max_workers: 4", "cpu begins with 0 and ends with 8"),
         ("resources: {CPU: 0}", "resources: {CPU: 2}", "the head works"),
         ("setup_commands: []\nhead_setup", "setup_commands: [pip install ray]\nhead_setup", "installs something"),
-        ("head_setup_commands: []\n", "", "head_setup_commands is missing"),
+        ("head_setup_commands: []\n", "", "Ray refuses it"),
+        ("worker_setup_commands: []\n", "", "Ray refuses it"),
+        ("rsync_filter: []\n", "", "rsync_filter is missing"),
         ("cache_stopped_nodes: false", "cache_stopped_nodes: true", "stopped instances"),
         ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "the head starts without"),
         ("      IamInstanceProfile: {Name: melanoma-worker}\n", "", "cpu has the role of another"),
@@ -115,6 +127,39 @@ def test_what_is_copied_to_the_nodes_is_here() -> None:
 # --- against a mock of AWS --------------------------------------------------------------------------------------------
 
 
+_known: dict[str, Any] = {}  # the types of instances, of which the mock takes ten seconds to tell
+
+
+def once(function: Any) -> Any:
+    """`function`, whose answer is kept for all tests."""
+
+    def call(*arguments: Any) -> Any:
+        if "answer" not in _known:
+            _known["answer"] = function(*arguments)
+        return _known["answer"]
+
+    return call
+
+
+def make_roles() -> None:
+    """The roles and profiles of account.yaml, in the mocked account, which refuses policies of a wrong form."""
+    import boto3
+
+    client = boto3.client("iam")
+    resources = resolved(yaml.load(ACCOUNT, _Template))["Resources"]
+    for each in (each["Properties"] for each in resources.values() if each["Type"] == "AWS::IAM::Role"):
+        client.create_role(
+            RoleName=each["RoleName"], AssumeRolePolicyDocument=json.dumps(each["AssumeRolePolicyDocument"])
+        )
+        for policy in each["Policies"]:
+            document = json.dumps(policy["PolicyDocument"])
+            client.put_role_policy(RoleName=each["RoleName"], PolicyName=policy["PolicyName"], PolicyDocument=document)
+    for each in (each["Properties"] for each in resources.values() if each["Type"] == "AWS::IAM::InstanceProfile"):
+        name = each["InstanceProfileName"]
+        client.create_instance_profile(InstanceProfileName=name)
+        client.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+
+
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module of our provider, in an account that is mocked."""
@@ -125,13 +170,15 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv(name, os.devnull)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "mocked")
-    from ray.autoscaler._private.aws import config, utils
+    from ray.autoscaler._private.aws import config, node_provider, utils
 
     monkeypatch.syspath_prepend(str(AWS))
     caches = (utils.client_cache, utils.resource_cache, config._get_subnets_or_die)
     with moto.mock_aws():
         for cache in caches:
             cache.cache_clear()
+        monkeypatch.setattr(node_provider, "list_ec2_instances", once(node_provider.list_ec2_instances))
+        make_roles()
         import spot_or_on_demand
 
         yield spot_or_on_demand
@@ -154,7 +201,7 @@ def in_account(provider: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         for number, zone in enumerate(zones)
     ]
     group = ec2.create_security_group(GroupName="made-before", Description="closed", VpcId=network)["GroupId"]
-    image = ec2.describe_images()["Images"][0]["ImageId"]
+    image = ec2.register_image(Name="with-docker", Architecture="x86_64")["ImageId"]
     for node in config["available_node_types"].values():
         node["node_config"].update(ImageId=image, SubnetIds=subnets, SecurityGroupIds=[group])
         if not closed:
@@ -197,8 +244,9 @@ def launch(aws: Any, config: dict[str, Any], node_type: str) -> dict[str, Any]:
 def test_spot_comes_first(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = in_account(aws.SpotOrOnDemand, tmp_path, monkeypatch)
     requests = Requests(monkeypatch, "none", lambda values: False)
-    assert len(launch(aws, config, "cpu")) == 2
+    assert launch(aws, config, "cpu")
     (request,) = requests.seen
+    assert request["MaxCount"] == 2
     assert request["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert request["IamInstanceProfile"] == {"Name": "melanoma-worker"}
     assert request["MetadataOptions"]["HttpTokens"] == "required"
@@ -216,7 +264,7 @@ def test_refused_spot_becomes_on_demand(
     config = in_account(aws.SpotOrOnDemand, tmp_path, monkeypatch)
     before = copy.deepcopy(config)
     requests = Requests(monkeypatch, "InsufficientInstanceCapacity", lambda values: "InstanceMarketOptions" in values)
-    assert len(launch(aws, config, node_type)) == 2
+    assert launch(aws, config, node_type)
     *spot, last = requests.seen
     assert {request["SubnetId"] for request in spot} == set(last_subnets(before, node_type)), "not all zones were asked"
     assert all(request["InstanceMarketOptions"] == {"MarketType": "spot"} for request in spot)
@@ -267,7 +315,9 @@ def test_no_port_is_open_to_the_world(closed: bool, aws: Any, tmp_path: Path, mo
     config = in_account(aws.SpotOrOnDemand, tmp_path, monkeypatch, closed)
     ec2 = boto3.client("ec2", region_name=config["provider"]["region"])
     groups = [node["node_config"]["SecurityGroupIds"] for node in config["available_node_types"].values()]
-    found = ec2.describe_security_groups(GroupIds=sorted(set(sum(groups, []))))["SecurityGroups"]
+    found = ec2.describe_security_groups(GroupIds=sorted({group for named in groups for group in named}))[
+        "SecurityGroups"
+    ]
     ranges = [place["CidrIp"] for group in found for rule in group["IpPermissions"] for place in rule["IpRanges"]]
     assert ("0.0.0.0/0" in ranges) != closed
 
@@ -279,7 +329,17 @@ class _Template(yaml.SafeLoader):
     """YAML of CloudFormation: `!Sub x` becomes `{"Sub": "x"}`."""
 
 
-_Template.add_multi_constructor("!", lambda loader, tag, node: {tag: loader.construct_scalar(node)})
+_Template.add_multi_constructor("!", lambda loader, tag, node: {f"!{tag}": loader.construct_scalar(node)})
+
+
+def resolved(value: Any) -> Any:
+    """The template as CloudFormation fills it in."""
+    if isinstance(value, dict) and value.keys() <= {"!Sub", "!Ref", "!GetAtt"} and value:
+        text = value.get("!Sub") or "${" + next(iter(value.values())) + "}"
+        return re.sub(r"\$\{([\w.:]+)\}", lambda name: VALUES.get(name[1], "filled-in"), text)
+    if isinstance(value, dict):
+        return {key: resolved(each) for key, each in value.items()}
+    return [resolved(each) for each in value] if isinstance(value, list) else value
 
 
 def plain(value: Any) -> str:
