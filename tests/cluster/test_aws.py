@@ -1,6 +1,7 @@
 """The cluster of `ray up`: checked by Ray's own validation, launched against moto, a mock of AWS."""
 
 import copy
+import importlib
 import json
 import os
 import re
@@ -179,9 +180,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             cache.cache_clear()
         monkeypatch.setattr(node_provider, "list_ec2_instances", once(node_provider.list_ec2_instances))
         make_roles()
-        import spot_or_on_demand
-
-        yield spot_or_on_demand
+        yield importlib.import_module("spot_or_on_demand")
     for cache in caches:
         cache.cache_clear()
     sys.modules.pop("spot_or_on_demand")

@@ -56,7 +56,9 @@ def fault_of_command(line: str) -> str | None:
     options = {word.split("=")[0] for word in arguments if word.startswith("--")}
     command: Any
     if program == f"{PROGRAM}/ray":
-        from ray.scripts.scripts import cli as command
+        from ray.scripts.scripts import cli as ray
+
+        command = ray
     elif program == f"{PROGRAM}/melanoma":
         if arguments[0] in TO_COME:
             return None
