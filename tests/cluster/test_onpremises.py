@@ -80,7 +80,7 @@ def faults_of_node(name: str, found: dict[str, list[str]]) -> list[str]:
     faults = []
     if seconds(found["TimeoutStopSec"][0]) < RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S + 15:
         faults.append(f"{name} is killed while it drains")
-    for line in ("KillSignal=SIGTERM", "KillMode=mixed", "OOMPolicy=continue", "Restart=always", "SuccessExitStatus=1"):
+    for line in ("KillSignal=SIGTERM", "KillMode=mixed", "OOMPolicy=continue", "Restart=always"):
         key, value = line.split("=")
         if found.get(key) != [value]:
             faults.append(f"{name} lacks {line}")
@@ -89,6 +89,13 @@ def faults_of_node(name: str, found: dict[str, list[str]]) -> list[str]:
     if not any("RAY_AUTH_TOKEN" in line for line in found.get("ExecStartPre", [])):
         faults.append(f"{name} starts without a token")
     return faults
+
+
+def tells(found: dict[str, list[str]]) -> bool:
+    """Whether the notifying unit is started: what restarts for ever never counts as failed."""
+    if found.get("Restart") == ["always"]:
+        return any("melanoma-notify@%n" in line for line in found.get("ExecStopPost", []))
+    return found.get("OnFailure") == ["melanoma-notify@%n.service"]
 
 
 def faults_of_units(units: dict[str, str], values: str) -> list[str]:
@@ -100,14 +107,16 @@ def faults_of_units(units: dict[str, str], values: str) -> list[str]:
         if not text.startswith("# systemctl ") or "It costs" not in text[:400]:
             faults.append(f"{name} does not begin with its command and what it costs")
         faults += [f"{name}: {fault}" for line in found.get("ExecStart", []) if (fault := fault_of_command(line))]
-        used = set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", "".join("".join(each) for each in found.values())))
+        used = set(
+            re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", "".join("".join(each) for each in found.values()).replace("$$", ""))
+        )
         faults += [f"{name} uses {variable}, which no site sets" for variable in sorted(used - known)]
         if name.endswith(".service"):
             missing = [line for line in HARDENED if line.split("=")[1] not in found.get(line.split("=")[0], [])]
             faults += [f"{name} lacks {line}" for line in missing]
             if found.get("EnvironmentFile") != ["/etc/melanoma/melanoma.env"]:
                 faults.append(f"{name} reads other values")
-            if "notify" not in name and found.get("OnFailure") != ["melanoma-notify@%n.service"]:
+            if "notify" not in name and not tells(found):
                 faults.append(f"{name} fails in silence")
         if name in NODES:
             faults += faults_of_node(name, found)
@@ -143,7 +152,8 @@ def test_the_units_are_right() -> None:
         ("serve.service", "melanoma serve", "melanoma sreve", "sreve is no command"),
         ("serve.service", "User=melanoma\n", "", "lacks User"),
         ("serve.service", "EnvironmentFile=/etc", "EnvironmentFile=-/etc", "reads other values"),
-        ("status.service", "OnFailure=", "OnSuccess=", "fails in silence"),
+        ("night.service", "OnFailure=", "OnSuccess=", "fails in silence"),
+        ("status.service", "ExecStopPost=", "ExecStopPre=", "fails in silence"),
         ("night.service", "Type=oneshot", "Type=exec", "nights may overlap"),
         ("night.service", " --wait'", "'", "nights may overlap"),
         ("night.service", "RestartPreventExitStatus=2", "RestartPreventExitStatus=3", "is not heeded"),
@@ -188,6 +198,18 @@ def test_the_line_of_the_night_gives_each_try_a_name_and_keeps_its_exit_code(tmp
     assert before == ["submit", "nightly", "--config", "/etc/melanoma/nightly.yaml", "--submission-id"]
     assert re.fullmatch(r"night-\d{4}-\d\d-\d\d-\d{6}", name)
     assert wait == "--wait"
+
+
+@pytest.mark.parametrize(("result", "told"), [("success", []), ("exit-code", ["start", "--no-block"])])
+def test_a_node_that_ends_badly_is_told_of(result: str, told: list[str], tmp_path: Path) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    (line,) = settings(UNITS["melanoma-worker.service"])["ExecStopPost"]
+    split = shlex.split(line.removeprefix("+").replace("$$", "$").replace("%n", "melanoma-worker.service"))
+    environment = {"SERVICE_RESULT": result, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    ended = subprocess.run(split, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == told + (["melanoma-notify@melanoma-worker.service"] if told else [])
 
 
 # --- systemd's own opinion --------------------------------------------------------------------------------------------
