@@ -128,18 +128,13 @@ def test_what_is_copied_to_the_nodes_is_here() -> None:
 # --- against a mock of AWS --------------------------------------------------------------------------------------------
 
 
-_known: dict[str, Any] = {}  # the types of instances, of which the mock takes ten seconds to tell
+def known_types(region: str, credentials: Any = None) -> Any:
+    """What the mocked AWS says of the types of the file: it takes ten seconds to tell of all that there are."""
+    import boto3
 
-
-def once(function: Any) -> Any:
-    """`function`, whose answer is kept for all tests."""
-
-    def call(*arguments: Any) -> Any:
-        if "answer" not in _known:
-            _known["answer"] = function(*arguments)
-        return _known["answer"]
-
-    return call
+    types = yaml.safe_load(CLUSTER)["available_node_types"].values()
+    names = sorted({node["node_config"]["InstanceType"] for node in types})
+    return boto3.client("ec2", region_name=region).describe_instance_types(InstanceTypes=names)["InstanceTypes"]
 
 
 def make_roles() -> None:
@@ -178,7 +173,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with moto.mock_aws():
         for cache in caches:
             cache.cache_clear()
-        monkeypatch.setattr(node_provider, "list_ec2_instances", once(node_provider.list_ec2_instances))
+        monkeypatch.setattr(node_provider, "list_ec2_instances", known_types)
         make_roles()
         yield importlib.import_module("spot_or_on_demand")
     for cache in caches:
@@ -218,9 +213,11 @@ class Requests:
         from botocore.exceptions import ClientError
 
         self.seen: list[dict[str, Any]] = []
+        self.actions: set[str] = set()
         whole = BaseClient._make_api_call
 
         def call(client: Any, operation: str, values: dict[str, Any]) -> Any:
+            self.actions.add(f"{client.meta.service_model.service_name}:{operation}")
             if operation == "RunInstances":
                 self.seen.append(copy.deepcopy(values))
                 if refuses(values):
@@ -254,6 +251,23 @@ def test_spot_comes_first(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         config["available_node_types"]["gpu"]["resources"].items()
         >= {"CPU": 16, "GPU": 1, "accelerator_type:L4": 1}.items()
     )
+
+
+def test_the_head_may_do_what_the_autoscaler_does(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = in_account(aws.SpotOrOnDemand, tmp_path, monkeypatch)
+    requests = Requests(monkeypatch, "none", lambda values: False)
+    launched = sorted(launch(aws, config, "cpu"))
+    provider = aws.SpotOrOnDemand(config["provider"], config["cluster_name"])
+    assert sorted(provider.non_terminated_nodes({})) == launched
+    provider.set_node_tags(launched[0], {"ray-node-status": "up-to-date"})
+    assert provider.is_running(launched[0])
+    assert provider.internal_ip(launched[0])
+    provider.terminate_nodes(launched)
+    assert provider.non_terminated_nodes({}) == []
+    allowed = allowed_to("HeadRole")
+    assert requests.actions >= {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:CreateTags"}
+    assert requests.actions <= allowed
+    assert {action for action in allowed if action.startswith("ec2:")} == requests.actions
 
 
 @pytest.mark.parametrize("node_type", ["cpu", "gpu"])
@@ -357,6 +371,11 @@ def statements(resources: dict[str, Any], role: str) -> list[dict[str, Any]]:
     return found
 
 
+def allowed_to(role: str) -> set[str]:
+    resources = yaml.load(ACCOUNT, _Template)["Resources"]
+    return {action for each in statements(resources, role) for action in each["Action"]}
+
+
 def faults_of_statement(role: str, each: dict[str, Any]) -> list[str]:
     where, condition = f"{role}.{each['Sid']}", str(each.get("Condition", ""))
     faults = [f"{where} allows {action}" for action in each["Action"] if "*" in action]
@@ -439,3 +458,14 @@ def test_a_worker_that_does_more_is_found() -> None:
     worker = ACCOUNT.index("  WorkerRole:")
     more = ACCOUNT[:worker] + ACCOUNT[worker:].replace('"s3:PutObject"]', '"s3:PutObject", "ec2:RunInstances"]', 1)
     assert "does more than a worker" in "; ".join(faults_of_account(more))
+
+
+def test_both_may_do_with_objects_what_the_program_does() -> None:
+    """All requests to S3 are made in one module. HEAD is a GET for IAM."""
+    source = (AWS.parents[1] / "melanoma" / "s3.py").read_text()
+    asked = set(re.findall(r'\.ask\(\s*"(\w+)"', source))
+    names = {"list_objects_v2": "s3:ListBucket", "get_object": "s3:GetObject", "head_object": "s3:GetObject",
+             "put_object": "s3:PutObject", "delete_object": "s3:DeleteObject"}  # fmt: skip
+    assert asked == names.keys()
+    assert allowed_to("WorkerRole") == set(names.values())
+    assert allowed_to("HeadRole") >= set(names.values())
