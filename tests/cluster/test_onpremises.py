@@ -1,5 +1,6 @@
 """The units of systemd: their form, their commands, their variables; and systemd's own opinion where it is there."""
 
+import json
 import re
 import shlex
 import shutil
@@ -198,6 +199,15 @@ def test_the_line_of_the_night_gives_each_try_a_name_and_keeps_its_exit_code(tmp
     assert before == ["submit", "nightly", "--config", "/etc/melanoma/nightly.yaml", "--submission-id"]
     assert re.fullmatch(r"night-\d{4}-\d\d-\d\d-\d{6}", name)
     assert wait == "--wait"
+
+
+def test_what_is_told_is_json() -> None:
+    (line,) = settings(UNITS["melanoma-notify@.service"])["ExecStart"]
+    split = shlex.split(line.replace("%i", "melanoma-night.service").replace("%H", "head"))
+    said = json.loads(split[split.index("--data") + 1])
+    assert list(said) == ["text"]
+    assert said["text"].startswith("melanoma-night.service has failed or ended on head.")
+    assert split[-1] == "${MELANOMA_NOTIFY_URL}"
 
 
 @pytest.mark.parametrize(("result", "told"), [("success", []), ("exit-code", ["start", "--no-block"])])
