@@ -237,6 +237,12 @@ def launch(aws: Any, config: dict[str, Any], node_type: str) -> dict[str, Any]:
     return launched
 
 
+def test_ray_finds_the_provider(aws: Any) -> None:
+    from ray.autoscaler._private.providers import _get_node_provider_cls
+
+    assert _get_node_provider_cls(prepared(CLUSTER)["provider"]) is aws.SpotOrOnDemand
+
+
 def test_spot_comes_first(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = in_account(aws.SpotOrOnDemand, tmp_path, monkeypatch)
     requests = Requests(monkeypatch, "none", lambda values: False)
