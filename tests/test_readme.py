@@ -25,7 +25,7 @@ from melanoma.training.config import TrainConfig
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", ".github/*.md", "*/README.md", "melanoma/*/README.md")
+    for pattern in ("*.md", ".github/*.md", "*/README.md", "melanoma/*/README.md", "cluster/*/*.md")
     for path in ROOT.glob(pattern)
 )
 TAGS = {"sh", "python", "console", "yaml", "json", "text"}

@@ -108,6 +108,22 @@ class Endpoint:
         return JSONResponse(row, status_code=413 if row["error_kind"] == "too_large" else 422)
 
 
+class ServeArguments(config.Model):
+    """The `args` of the application in a configuration file of Ray Serve, see `serve_forever`."""
+
+    bundle: str | None = None
+    operating_point: str | None = None
+    network: NetworkForm = "auto"
+
+
+def build_application(args: ServeArguments) -> serve.Application:
+    """What `import_path` of a configuration file of Ray Serve names; the API key is in the environment, as for
+    `serve_forever`. Raises InputError where there is none, or the model cannot be used."""
+    key = api_key_from_environment()
+    bundle = at_operating_point(load_bundle(args.bundle).in_form(args.network), args.operating_point)
+    return Endpoint.bind(bundle, key_digest(key))  # type: ignore[attr-defined, no-any-return]
+
+
 def start(bundle: Bundle, api_key: str, host: str, port: int) -> None:
     """Start the endpoint on the connected Ray and return when it answers.
 

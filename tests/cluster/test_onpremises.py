@@ -17,11 +17,6 @@ FOLDER = Path(__file__).parents[2] / "cluster" / "onpremises"
 UNITS = {path.name: path.read_text() for path in sorted(FOLDER.glob("melanoma-*")) if path.suffix != ".example"}
 VALUES = (FOLDER / "melanoma.env.example").read_text()
 PROGRAM = "/opt/melanoma/bin"
-TO_COME = {
-    "submit": "another part of the issue writes `melanoma submit nightly --config --submission-id --wait`",
-    "status": "another part of the issue writes `melanoma status OUT --metrics-port`",
-}
-"""Commands that units name and that the program does not have yet. Empty it when they are: a test asks for that."""
 NODES = ("melanoma-head.service", "melanoma-worker.service")
 HARDENED = (
     "NoNewPrivileges=yes", "CapabilityBoundingSet=", "ProtectSystem=strict", "ProtectHome=yes",
@@ -61,8 +56,6 @@ def fault_of_command(line: str) -> str | None:
 
         command = ray
     elif program == f"{PROGRAM}/melanoma":
-        if arguments[0] in TO_COME:
-            return None
         command = typer.main.get_command(cli.app)
     else:
         return None if program in ("/usr/bin/curl", "/usr/bin/test") else f"{program} is none of ours"
@@ -178,12 +171,6 @@ def test_the_values_hold_no_secret_and_nothing_is_set_for_nobody() -> None:
     )
     others = {name for name, _ in lines if not name.startswith(("RAY_", "AWS_", "TF_"))}
     assert {name for name in others if name not in used} == set()
-
-
-@pytest.mark.parametrize("command", sorted(TO_COME))
-def test_commands_to_come_are_not_there_yet(command: str) -> None:
-    group: Any = typer.main.get_command(cli.app)
-    assert command not in group.commands, f"`melanoma {command}` is there: take it out of TO_COME"
 
 
 def test_the_line_of_the_night_gives_each_try_a_name_and_keeps_its_exit_code(tmp_path: Path) -> None:
