@@ -50,16 +50,7 @@ def leak_warning(training_images: bytes, rows: pd.DataFrame) -> str | None:
     seen = pq.read_table(io.BytesIO(training_images)).to_pandas()
     # The validation split may be evaluated; what it shares with itself is no leak but is said to be optimistic.
     tuned = seen[(seen["split"] == "validation") & seen["sha256"].isin(set(rows["sha256"]))]
-    learned = seen[seen["split"] == "train"]
-    by_bytes = rows["sha256"].isin(set(learned["sha256"]))
-    by_id = pd.Series(_image_digests(rows), index=rows.index).isin(set(learned["image_id_sha256"]))
-    near = _near_duplicates(rows, learned["perceptual_hash"])
-    relatives = pd.Series(False, index=rows.index)
-    for column, hashed in _RELATIVES.items():
-        if hashed in learned:
-            digests = pd.Series(_relative_digests(rows, column), index=rows.index)
-            relatives |= digests.isin(set(learned[hashed].dropna()))
-    leaked = by_bytes | by_id | relatives | near
+    leaked = _related(rows, seen[seen["split"] == "train"])
     if leaked.any():
         return (
             f"Leaked: {int(leaked.sum())} of these {len(rows)} images, near-duplicates of them, or other photographs "
@@ -72,6 +63,24 @@ def leak_warning(training_images: bytes, rows: pd.DataFrame) -> str | None:
             "the thresholds of this model."
         )
     return None
+
+
+def was_seen(training_images: bytes, rows: pd.DataFrame) -> pd.Series:
+    """bool, for each row: whether a model has seen the image, a near-duplicate of it, or another photograph of its
+    lesion or patient, in training or in validation. The arguments are those of `leak_warning`."""
+    return _related(rows, pq.read_table(io.BytesIO(training_images)).to_pandas())
+
+
+def _related(rows: pd.DataFrame, seen: pd.DataFrame) -> pd.Series:
+    by_bytes = rows["sha256"].isin(set(seen["sha256"]))
+    by_id = pd.Series(_image_digests(rows), index=rows.index).isin(set(seen["image_id_sha256"]))
+    near = _near_duplicates(rows, seen["perceptual_hash"])
+    relatives = pd.Series(False, index=rows.index)
+    for column, hashed in _RELATIVES.items():
+        if hashed in seen:
+            digests = pd.Series(_relative_digests(rows, column), index=rows.index)
+            relatives |= digests.isin(set(seen[hashed].dropna()))
+    return by_bytes | by_id | relatives | near
 
 
 def _near_duplicates(rows: pd.DataFrame, known: pd.Series) -> pd.Series:

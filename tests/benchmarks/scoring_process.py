@@ -35,7 +35,7 @@ def limit(manifest: str, bundle: str) -> dict[str, float]:
     from melanoma.model.predictor import Predictor
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    loaded = bundles.load(bundle)
+    loaded = bundles.load(bundle).in_form("auto")
     uris = pq.read_table(manifest)["image_uri"].to_pylist()
     data = [storage.read_bytes(uri) for uri in uris[:: max(1, len(uris) // _LIMIT_IMAGES)]]
     predictor = Predictor(loaded, batch_size=32, threads=1)
@@ -62,7 +62,7 @@ def dicom(manifest: str, bundle: str) -> dict[str, float]:
     from melanoma.model.predictor import Predictor
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    loaded = bundles.load(bundle)
+    loaded = bundles.load(bundle).in_form("auto")
     size = (loaded.input_size, loaded.input_size)
     uris = pq.read_table(manifest)["image_uri"].to_pylist()
     data = [storage.read_bytes(uri) for uri in uris[:: max(1, len(uris) // _LIMIT_DICOM)]]

@@ -182,11 +182,12 @@ def test_an_oriented_picture_has_the_oriented_map(bundle: Bundle, lesion: Callab
     pixels = decode(lesion("MEL", 3), SIZE).pixels
     heat = explainer.heat(pixels)
     assert np.ptp(heat) > 0.5
-    # The orientations are looked at in another order then, so the maps are alike and not equal.
+    # The orientations are looked at in another order then, and of a network that has learned nothing many regions are
+    # nearly as good: the maps are alike and not equal.
     for view in orientations(tf):
         turned = explainer.heat(view(tf.constant(pixels[None]))[0].numpy())
         alike = np.corrcoef(turned.ravel(), np.asarray(view(heat[None, ..., None]))[..., 0].ravel())[0, 1]
-        assert alike > 0.8
+        assert alike > 0.25  # of regions that lie elsewhere it is 0
 
 
 @pytest.mark.parametrize(
