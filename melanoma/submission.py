@@ -5,6 +5,8 @@
 """
 
 import asyncio
+import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +43,9 @@ def client(address: str) -> Any:
         raise InputError(
             f"This Python lacks {error.name}, which submitting a job needs: pip install 'ray[default]'."
         ) from None
+    for name in ("dashboard_sdk", "job.sdk"):  # they say what is uploaded, and when a connection is closed
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
+    os.environ.pop("RAY_ADDRESS", None)  # the client would take it before `address`
     try:
         return JobSubmissionClient(address)
     except Exception as error:  # of requests, of Ray's authentication, and RuntimeError

@@ -7,6 +7,7 @@ from melanoma import config
 from melanoma.catalog.resolve import Rules
 from melanoma.errors import InputError
 from melanoma.evaluation.config import EvaluateConfig
+from melanoma.nightly.config import NightlyConfig
 from melanoma.scoring.config import DeliveryConfig, ScoreConfig
 from melanoma.training.config import TrainConfig
 from melanoma.training.studies.config import AblationConfig, RecipesConfig, TuneConfig
@@ -45,6 +46,7 @@ MODELS: dict[str, type[Any]] = {
     "recipes": RecipesConfig,
     "tune": TuneConfig,
     "deliver": DeliveryConfig,
+    "nightly": NightlyConfig,
     "isic9": Rules,
 }
 

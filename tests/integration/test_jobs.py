@@ -39,6 +39,18 @@ class Cluster:
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False, timeout=300
         )
 
+    def followed(self, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """`melanoma submit ... --wait`"""
+        command = [str(BIN / "melanoma"), "submit", *words, "--address", f"http://127.0.0.1:{self.port}", "--wait"]
+        return subprocess.run(
+            command,
+            env={**self.environment, "COLUMNS": "1000", "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
     def status(self, path: str, token: str | None) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
@@ -153,3 +165,71 @@ def test_without_the_token_no_job_is_taken(cluster: Cluster, tmp_path: Path) -> 
     done = Cluster(cluster.port, stranger, cluster.log).submit("jobs/score.py", "--config", "configs/score.yaml")
     assert done.returncode != 0
     assert "succeeded" not in done.stdout + done.stderr
+
+
+# --- melanoma submit -------------------------------------------------------------------------------------------------
+
+
+def test_a_night_that_was_submitted_ends_as_it_did_and_is_submitted_once(
+    cluster: Cluster, s3: LocalS3, bucket: str, bundle_path: Path, lesions: Path
+) -> None:
+    shutil.copytree(lesions, s3.root / bucket / "archive")
+    shutil.copytree(bundle_path, s3.root / bucket / "bundle")
+    words = ["nightly", "--config", str(ROOT / "configs" / "nightly.yaml"), "score.run_date=2026-11-20"]
+    words += [f"score.archive=s3://{bucket}/archive", f"score.out=s3://{bucket}/results"]
+    words += [f"score.bundle=s3://{bucket}/bundle", "score.explained=0"]
+
+    refused = cluster.followed(*words, f"score.archive=s3://{bucket}/none", "--submission-id", "first")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "melanoma: The archive" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    note = json.loads((s3.root / bucket / "results" / "nights" / "night=2026-11-20.json").read_text())
+    assert note["state"] == "failed"
+
+    done = cluster.followed(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.startswith("Submitted as night-2026-11-20.")
+    assert f"its results lie in s3://{bucket}/results" in done.stdout
+    (record,) = (json.loads(path.read_text()) for path in (s3.root / bucket / "results" / "runs").glob("*.json"))
+    assert record["counts"]["scored"] == 36
+    assert s3.secret_key not in done.stdout + done.stderr
+
+    again = cluster.followed(*words)
+    assert again.returncode == 0
+    assert "A job night-2026-11-20 has succeeded already: nothing was submitted." in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["paint", "--config", "x.yaml"], "There is no job 'paint': the jobs are nightly, score,"),
+        (["score", "--config", "configs/score.yaml", "archve=x"], "Unknown key 'archve' in"),
+        (
+            ["score", "--config", "configs/score.yaml", "out=results"],
+            "The key 'out' is 'results': a submitted job needs",
+        ),
+    ],
+)
+def test_a_job_that_cannot_run_is_refused_before_anything_is_uploaded(
+    cluster: Cluster, words: list[str], hint: str
+) -> None:
+    words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+    done = cluster.followed(*words)
+    assert done.returncode == 2
+    assert hint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "hint"),
+    [({"RAY_AUTH_TOKEN": "f" * 64}, "it does not take this token"), ({"PORT": "1"}, "nothing answers there")],
+)
+def test_a_cluster_that_cannot_be_used_is_one_sentence(
+    cluster: Cluster, environment: dict[str, str], hint: str
+) -> None:
+    port = int(environment.pop("PORT", str(cluster.port)))
+    words = ["score", "--config", str(ROOT / "configs" / "score.yaml")]
+    done = Cluster(port, cluster.environment, cluster.log).followed(*words, **environment)
+    assert done.returncode == 2, done.stderr
+    assert hint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
