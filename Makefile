@@ -1,4 +1,4 @@
-# make install | demo | test | test-all | lint | lock
+# make install | demo | test | test-all | lint | lock | tools
 PYTHON ?= python3.11
 ifeq ($(shell command -v $(PYTHON)),)
 PYTHON := python3
@@ -12,7 +12,7 @@ export MELANOMA_DATA
 
 VENV := .venv/.installed
 
-.PHONY: install demo test test-all lint lock
+.PHONY: install demo test test-all lint lock tools
 
 install: $(VENV)
 
@@ -42,3 +42,12 @@ lint: install
 lock: install
 	.venv/bin/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--no-header --no-annotate --python-version 3.11 --quiet --upgrade -o requirements.lock
+
+# promtool, for the tests of the alert rules, where Debian's packages are at hand; nothing is installed.
+tools: .tools/promtool
+
+.tools/promtool:
+	mkdir -p .tools
+	cd .tools && apt-get download prometheus && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool
+	rm .tools/prometheus_*.deb
