@@ -121,7 +121,7 @@ def build_application(args: ServeArguments) -> serve.Application:
     `serve_forever`. Raises InputError where there is none, or the model cannot be used."""
     key = api_key_from_environment()
     bundle = at_operating_point(load_bundle(args.bundle).in_form(args.network), args.operating_point)
-    return Endpoint.bind(bundle, key_digest(key))  # type: ignore[attr-defined, no-any-return]
+    return Endpoint.bind(bundle, key_digest(key))  # type: ignore[attr-defined]
 
 
 def start(bundle: Bundle, api_key: str, host: str, port: int) -> None:
