@@ -83,7 +83,7 @@ def test_a_manifest_of_a_spreadsheet_keeps_names_that_look_like_numbers(tmp_path
         ("LIST.CSV", b"path\na.jpg\nb.jpg\n"),
         ("list.tsv", b"path\tlabel\na.jpg\tMEL\nb.jpg\tNV"),
         ("HAM10000_metadata.tab", b'"image_id"\t"path"\n"a"\t"a.jpg"\n"b"\t"b.jpg"\n'),
-        ("list.csv.gz", gzip.compress(b"path\na.jpg\nb.jpg\n")),
+        ("list.csv.gz", gzip.compress(b"path\na.jpg\nb.jpg\n", mtime=0)),
         ("list.csv", b"\n \nlabel;path;\r\nMEL; a.jpg ;;\r\n\r\n;;\r\nNV;b.jpg\r\n"),
         ("list.csv", b"\xef\xbb\xbfpath,label\na.jpg,MEL,\nb.jpg,NV,,\n"),
         ("list.csv", b"path , label\r a.jpg, MEL\rb.jpg  ,NV\r"),
@@ -228,7 +228,7 @@ def inventory(bucket: str, listed: list[ObjectInfo], file_format: str, **manifes
             frame[name].map({True: "true", False: "false"}) for name in ("IsLatest", "IsDeleteMarker")
         )
         text = frame.to_csv(index=False, header=False, quoting=1)
-        storage.write_bytes(uri, gzip.compress(text.encode()))
+        storage.write_bytes(uri, gzip.compress(text.encode(), mtime=0))
     elif file_format == "ORC":
         sink = pa.BufferOutputStream()
         pyarrow.orc.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink)
@@ -269,7 +269,11 @@ def test_an_inventory_lists_what_the_bucket_lists(prefix: str, bucket: str, file
         ("a.csv", b"path\nx\xff.jpg\n", r"is not a readable CSV table in UTF-8: save it as such \(in"),
         ("a.csv", "Datei;Diagnose\r\nx.jpg;Nävus\r\n".encode("cp1252"), r"is not a readable CSV table in UTF-8"),
         ("a.csv", b"path,Path\nx.jpg,y.jpg\n", "has two columns that are one, 'path' and 'Path': rename one of them"),
-        ("a.csv.gz", gzip.compress(b"path\nx.jpg\n" * 1000)[:-20], "is not a readable CSV table, or a damaged one"),
+        (
+            "a.csv.gz",
+            gzip.compress(b"path\nx.jpg\n" * 1000, mtime=0)[:-20],
+            "is not a readable CSV table, or a damaged one",
+        ),
         ("a.parquet", b"not a table", "a.parquet is not a Parquet file, or a damaged one"),
         ("manifest.json", b'{"files": 3}', "is not the manifest of an S3 Inventory"),
         (
