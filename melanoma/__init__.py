@@ -51,8 +51,6 @@ os.environ.pop("TF_USE_LEGACY_KERAS", None)
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["RAY_TRAIN_V2_ENABLED"] = "1"  # the training is written for Ray Train's second version
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# TensorFlow leaves oneDNN off on CPUs without AVX-512, where a training step is 1.25 times as fast with it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # By default the first process takes all of a GPU's memory, and the next has none.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 

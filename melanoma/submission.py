@@ -43,8 +43,9 @@ def client(address: str) -> Any:
         raise InputError(
             f"This Python lacks {error.name}, which submitting a job needs: pip install 'ray[default]'."
         ) from None
-    for name in ("dashboard_sdk", "job.sdk"):  # they say what is uploaded, and when a connection is closed
-        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
+    # They say what is uploaded, and when a connection is closed.
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
     os.environ.pop("RAY_ADDRESS", None)  # the client would take it before `address`
     try:
         return JobSubmissionClient(address)

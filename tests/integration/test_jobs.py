@@ -188,7 +188,7 @@ def test_a_night_that_was_submitted_ends_as_it_did_and_is_submitted_once(
 
     done = cluster.followed(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr.startswith("Submitted as night-2026-11-20.")
+    assert "Submitted as night-2026-11-20.\n" in done.stderr
     assert f"its results lie in s3://{bucket}/results" in done.stdout
     (record,) = (json.loads(path.read_text()) for path in (s3.root / bucket / "results" / "runs").glob("*.json"))
     assert record["counts"]["scored"] == 36
