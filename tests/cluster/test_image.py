@@ -148,7 +148,7 @@ def test_every_package_of_a_lock_is_pinned_and_hashed(lock: Path) -> None:
         ("numpy>=2\n    --hash=sha256:" + "0" * 64, "not a pinned package: numpy>=2"),
         ("numpy==2.4.6\n", "without a hash: numpy==2.4.6"),
         ("numpy==2.4.6 --hash=sha256:abc\n", "without a hash"),
-        ("--index-url https://registry.example/simple\n", "names a host"),
+        ("--index-url https://host.invalid/simple\n", "names a host"),
     ],
 )
 def test_a_hole_in_a_lock_is_found(wrong: str, said: str) -> None:
