@@ -7,6 +7,8 @@ interpolated once. Pixels are float32 between the operations, and rounded at the
 Chance is drawn outside the graph, for each image from its own seed: a row of uniform numbers, of which each operation
 takes as many as it takes of `random`, in the same order. So a picture does not depend on the batch that it is in, nor
 on how many workers share it; and with the same numbers the operations here and there give nearly the same picture.
+Matrices are computed in float64 and then rounded, for the last bit of a float32 sine or exponential depends on its place in
+the batch: full vectors of a processor are computed by another code than what is left over.
 """
 
 import itertools
@@ -72,16 +74,16 @@ class GraphAugmentation:
 
 def _moved(images: Any, parts: Sequence[tuple[Operation, Any, Any]]) -> Any:
     """All moves in one interpolation; outside the picture is the picture mirrored."""
-    unchanged = tf.eye(3, batch_shape=[tf.shape(images)[0]])
+    unchanged = tf.eye(3, batch_shape=[tf.shape(images)[0]], dtype=tf.float64)
     matrix = unchanged
     for operation, done, draws in parts:
-        matrix = matrix @ tf.where(done[:, None, None], _MOVES[type(operation)][1](operation, draws), unchanged)
+        matrix = matrix @ tf.where(done[:, None, None], _MOVES[type(operation)][1](operation, _exact(draws)), unchanged)
     size = images.shape[1]
     # From shares of the side about the centre to numbers of pixels.
     middle = (size - 1) / 2
     linear, shift = matrix[:, :2, :2], matrix[:, :2, 2:] * size
     offset = shift + middle - middle * tf.reduce_sum(linear, axis=2, keepdims=True)
-    rows = tf.reshape(tf.concat([linear, offset], axis=2), [-1, 6])
+    rows = tf.cast(tf.reshape(tf.concat([linear, offset], axis=2), [-1, 6]), tf.float32)
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=tf.pad(rows, [[0, 0], [0, 2]]),
@@ -100,12 +102,16 @@ def _painted(images: Any, operation: Operation, done: Any, draws: Any) -> Any:
     return tf.tensor_scatter_nd_update(images, places, changed)
 
 
+def _exact(draws: Any) -> Any:
+    return tf.cast(draws, tf.float64)
+
+
 def _between(low: float, high: float, draw: Any) -> Any:
     return low + (high - low) * draw
 
 
 def _whole(low: int, high: int, draw: Any) -> Any:
-    """Whole numbers, the highest included, as float32."""
+    """Whole numbers, the highest included, as floats."""
     return tf.floor(low + (high - low + 1) * draw)
 
 
@@ -114,17 +120,19 @@ def _factor(strength: float, draw: Any) -> Any:
 
 
 def _matrices(*rows: Sequence[Any]) -> Any:
-    """Entries float32 [n], or a number for all, to float32 [n, rows, columns]."""
+    """Entries float64 [n], or a number for all, to float64 [n, rows, columns]."""
     count = next(tf.shape(entry) for row in rows for entry in row if tf.is_tensor(entry))
-    return tf.stack([tf.stack([tf.broadcast_to(entry, count) for entry in row], axis=1) for row in rows], axis=1)
+    return tf.stack(
+        [tf.stack([tf.broadcast_to(tf.cast(entry, tf.float64), count) for entry in row], axis=1) for row in rows], axis=1
+    )
 
 
-# Moves: from places of the new picture to those of the old, in shares of the side about the centre, float32 [n, 3, 3].
+# Moves: from places of the new picture to those of the old, in shares of the side about the centre, float64 [n, 3, 3].
 
 
 def _flip(flip: Flip, draws: Any) -> Any:
     along = -1.0 if flip.top_bottom_left_right == "LEFT_RIGHT" else 1.0
-    return tf.linalg.diag([along, -along, 1.0])[None]
+    return tf.linalg.diag(tf.constant([along, -along, 1.0], tf.float64))[None]
 
 
 def _quarter_turn(turn: Rotate, draws: Any) -> Any:
@@ -150,22 +158,25 @@ def _frame(frame: Frame, draws: Any) -> Any:
 
 def _colour(colour: Colour, images: Any, draws: Any) -> Any:
     brightness, contrast, saturation, light, gamma = colour.strengths
+    draws = _exact(draws)
     turn = math.radians(colour.hue) * _between(-1.0, 1.0, draws[:, 0])
     cosine, sine = tf.cos(turn), tf.sin(turn)
     rotation = _matrices([1.0, 0.0, 0.0], [0.0, cosine, -sine], [0.0, sine, cosine])
     share = _factor(saturation, draws[:, 1])[:, None, None]
-    saturated = share * tf.eye(3) + (1.0 - share) * tf.constant(np.tile(LUMA, (3, 1)), tf.float32)
+    saturated = share * tf.eye(3, dtype=tf.float64) + (1.0 - share) * tf.constant(np.tile(LUMA, (3, 1)), tf.float64)
     lights = _factor(light, draws[:, 2:5])[:, :, None]
     contrasted = _factor(contrast, draws[:, 5])[:, None, None]
-    to_yiq = TO_YIQ.astype(np.float32)
+    to_yiq = TO_YIQ.astype(np.float64)
     matrix = lights * (saturated @ np.linalg.inv(to_yiq) @ rotation @ to_yiq)
     matrix *= _factor(brightness, draws[:, 7])[:, None, None] * contrasted
     size = images.shape[1]
-    pixels = tf.reshape(images, [-1, size * size, 3]) @ tf.transpose(matrix, [0, 2, 1]) + 128.0 * (1.0 - contrasted)
+    pixels = tf.reshape(images, [-1, size * size, 3]) @ tf.cast(tf.transpose(matrix, [0, 2, 1]), tf.float32)
+    pixels += tf.cast(128.0 * (1.0 - contrasted), tf.float32)
     if gamma:
         shares = tf.clip_by_value(pixels / 255.0, 1e-6, 1.0)
         # A power by way of the logarithm is four times as fast as tf.pow.
-        pixels = 255.0 * tf.exp(_factor(gamma, draws[:, 6])[:, None, None] * tf.math.log(shares))
+        power = tf.cast(_factor(gamma, draws[:, 6]), tf.float32)[:, None, None]
+        pixels = 255.0 * tf.exp(power * tf.math.log(shares))
     return tf.reshape(tf.clip_by_value(pixels, 0.0, 255.0), [-1, size, size, 3])
 
 

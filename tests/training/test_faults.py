@@ -18,6 +18,10 @@ from melanoma.errors import MelanomaError
 from tests.support import disturbed_training as disturbed
 from tests.support.shared_ray import SharedRay
 
+# What two workers sum up, one sums up in another order: measured, weights and losses differ by at most 2.4e-5, with and
+# without oneDNN. A training of one epoch less differs by 2e-3.
+ROUNDING = 1e-4
+
 Learned = tuple[list[np.ndarray], list[dict[str, float]]]
 
 
@@ -99,7 +103,7 @@ def test_one_worker_resumes_what_two_began(undisturbed: Learned, tmp_path: Path)
     found = disturbed.learn(disturbed.settings(str(tmp_path), 1), lambda metrics: epochs.append(metrics["epoch"]))
     assert epochs[0] > 1
     assert {epoch["workers"] for epoch in found[1]} == {1, 2}
-    _assert_same(found, undisturbed, 1e-5)
+    _assert_same(found, undisturbed, ROUNDING)
 
 
 def _run(folder: str, out: Path) -> "subprocess.Popen[str]":
@@ -164,4 +168,4 @@ def test_the_group_shrinks_when_a_node_dies(undisturbed: Learned, shared_ray: Sh
             nodes.shutdown()
     assert [epoch["workers"] for epoch in found[1]][:1] == [2]
     assert [epoch["workers"] for epoch in found[1]][-1] == 1
-    _assert_same(found, undisturbed, 1e-5)
+    _assert_same(found, undisturbed, ROUNDING)

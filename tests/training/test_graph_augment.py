@@ -97,10 +97,11 @@ def test_with_the_same_draws_it_is_the_picture_of_the_single_operations(
         assert (difference > most).mean() <= others
 
 
-def test_a_picture_depends_on_its_seed_alone(pictures: np.ndarray) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_a_picture_depends_on_its_seed_alone(pictures: np.ndarray, seed: int) -> None:
     """What a worker makes of its part of a batch is what one alone makes of it."""
     augmentations = chain(*PARAMETERS, probability=0.6)
-    seeds = np.random.default_rng(0).integers(0, 2**32, len(pictures), dtype=np.uint32)
+    seeds = np.random.default_rng(seed).integers(0, 2**32, len(pictures), dtype=np.uint32)
     together = changed(pictures, augmentations, seeds)
     for workers in (2, 8, 24):
         size = len(pictures) // workers
