@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import joblib
@@ -175,5 +175,12 @@ def cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def gpus() -> int:
-    return int(ray.cluster_resources().get("GPU", 0))
+def nodes(labels: Mapping[str, str]) -> list[dict[str, float]]:
+    """The resources of each node that runs and has these labels."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in alive if labels.items() <= node["Labels"].items()]
+
+
+def gpus(labels: Mapping[str, str]) -> int:
+    """Those of the nodes with these labels."""
+    return int(sum(node.get("GPU", 0) for node in nodes(labels)))

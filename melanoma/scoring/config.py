@@ -7,6 +7,9 @@ from pydantic import Field
 from melanoma.config import Date, LocalPlace, Model, Place, Positive, Share
 from melanoma.model.form import NetworkForm
 
+# Of a label of a Ray node, key or value, as Kubernetes has them; Ray would take "!cpu" or "in(a,b)" for operators.
+LabelPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$")]
+
 
 class DeliveryConfig(Model):
     """Where the alerts of a night go; secrets are in the environment, see `melanoma.scoring.deliver`."""
@@ -40,6 +43,9 @@ class ScoreConfig(Model):
     limit: Positive | None = None  # images at most, and the others in a later run; None: all
     workers: Positive | None = None  # actors that fetch, decode and predict, at most; None: as many as find room
     gpus: Annotated[int, Field(ge=0)] | None = None  # on which the network is asked, a wish; None: all; 0: none
+    # Labels of the nodes that may hold workers and networks on GPUs; empty: any node that has room.
+    worker_labels: dict[LabelPart, LabelPart] = Field(default_factory=dict)
+    gpu_labels: dict[LabelPart, LabelPart] = Field(default_factory=dict)
     # The form of the model; auto: the compiled one where the bundle has it and no GPU is used.
     network: NetworkForm = "auto"
     batch_size: Positive = 32

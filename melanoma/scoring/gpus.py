@@ -81,11 +81,11 @@ class NetworkOnGpu:
 class Networks:
     """What the driver holds of them: it starts them, and they end with it."""
 
-    def __init__(self, bundle: Bundle, batch_size: int) -> None:
+    def __init__(self, bundle: Bundle, batch_size: int, labels: dict[str, str]) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.registry = ray.remote(num_cpus=0)(Registry).options(scheduling_strategy=here).remote()
         # A call that fails is made again by the worker, and to another network.
-        self._on_gpu = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1)(NetworkOnGpu)
+        self._on_gpu = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1, label_selector=labels or None)(NetworkOnGpu)
         self._arguments = bundle, batch_size, self.registry
         self._started: list[Any] = []
 
@@ -100,12 +100,19 @@ class Networks:
 
 
 @contextlib.contextmanager
-def started(bundle: Bundle, batch_size: int, count: int) -> Iterator[Networks | None]:
-    """The networks on `count` GPUs or, as the caller lets them grow, on more; None for none."""
+def started(bundle: Bundle, batch_size: int, count: int, labels: dict[str, str]) -> Iterator[Networks | None]:
+    """The networks on `count` GPUs of nodes with these labels or, as the caller lets them grow, on more; None for none.
+
+    Args:
+        bundle: The model.
+        batch_size: Images that a network is given at most.
+        count: How many are asked for at first.
+        labels: Key and value of each label that their nodes have to have.
+    """
     if not count:
         yield None
         return
-    networks = Networks(bundle, batch_size)
+    networks = Networks(bundle, batch_size, labels)
     try:
         networks.grow_to(count)
         yield networks

@@ -44,13 +44,14 @@ def reports(run: Run, unscored: Sequence[int], progress: Progress) -> Generator[
     asked for and, being no cluster, will not get it."""
     ray_session.connect()
     config = run.config
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = ray_session.nodes(config.worker_labels)
     memory = worker_memory(nodes)
     most = min(config.workers or len(unscored), len(unscored))
     first = max(1, min(most, room(nodes, memory)))
     progress.workers = first
     with contextlib.ExitStack() as stack:
-        networks = stack.enter_context(gpus.started(run.bundle, config.batch_size, gpus_at_first(config)))
+        count = gpus_at_first(config)
+        networks = stack.enter_context(gpus.started(run.bundle, config.batch_size, count, config.gpu_labels))
         stack.enter_context(waiting.watched(run, progress, memory, networks))
         yield from _each_once(unscored, lambda left: _scored(run, left, memory, (first, most), networks), run.say)
 
@@ -106,6 +107,7 @@ def _scored(
         batch_format="pyarrow",
         num_cpus=1,
         memory=memory,
+        label_selector=run.config.worker_labels or None,
         # Ray Data restarts workers without end; `begun` bounds how often they may die over a shard.
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=first),
         fn_constructor_args=(run.bundle, run.plan, run.config, networks and networks.registry),
@@ -137,7 +139,7 @@ def room(nodes: Sequence[dict[str, float]], memory: int) -> int:
 
 def gpus_at_first(config: ScoreConfig) -> int:
     """GPUs to begin with: the wish, or those that are there."""
-    there = ray_session.gpus()
+    there = ray_session.gpus(config.gpu_labels)
     if config.gpus and not there and not ray_session.cluster_address():
         raise InputError(f"gpus is {config.gpus}: this machine has none that Ray finds, and no cluster is joined.")
     return there if config.gpus is None else config.gpus

@@ -120,7 +120,7 @@ def _in_form(config: ScoreConfig, bundle: Bundle) -> tuple[ScoreConfig, Bundle]:
     on_gpus = bool(config.gpus)
     if bundle.manifest.compiled and config.network == "auto" and config.gpus is None:
         ray_session.connect()
-        on_gpus = ray_session.gpus() > 0
+        on_gpus = ray_session.gpus(config.gpu_labels) > 0
     bundle = bundle.in_form(config.network, on_gpus)
     return (config.model_copy(update={"gpus": 0}) if bundle.is_compiled else config), bundle
 

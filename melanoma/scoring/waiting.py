@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import ray
 
 from melanoma import ray_session
+from melanoma.scoring.config import ScoreConfig
 from melanoma.scoring.gpus import NetworkOnGpu, Networks
 from melanoma.scoring.progress import Progress
 from melanoma.scoring.publish import Run
@@ -39,9 +40,9 @@ def watched(run: Run, progress: Progress, memory: int, networks: Networks | None
         while not ended.wait(LOOK_EVERY):
             try:
                 if networks and run.config.gpus is None:
-                    networks.grow_to(ray_session.gpus())
+                    networks.grow_to(ray_session.gpus(run.config.gpu_labels))
                 workers, on_gpu = _there()
-                waits_for = _waits_for(workers, on_gpu if networks else None, memory)
+                waits_for = _waits_for(workers, on_gpu if networks else None, memory, run.config)
             except (OSError, RuntimeError, ray.exceptions.RayError):  # Ray does not answer: `ray_session` tells of it
                 continue
             progress.workers = max(progress.workers, workers)
@@ -71,25 +72,28 @@ def _there() -> tuple[int, int]:
     return sum("ShardScorer" in name for name in names), names.count(NetworkOnGpu.__name__)
 
 
-def _waits_for(workers: int, on_gpu: int | None, memory: int) -> str | None:
+def _waits_for(workers: int, on_gpu: int | None, memory: int, config: ScoreConfig) -> str | None:
     if workers and on_gpu != 0:
         return None
-    return sentence(workers, memory, ray.available_resources(), ray.cluster_resources())
+    labels = config.gpu_labels if workers else config.worker_labels
+    return sentence(None if workers else memory, labels, ray.available_resources(), ray.cluster_resources())
 
 
-def sentence(workers: int, memory: int, free: dict[str, float], there: dict[str, float]) -> str:
-    """What a run waits for that has no worker or, with `workers`, no GPU.
+def sentence(memory: int | None, labels: dict[str, str], free: dict[str, float], there: dict[str, float]) -> str:
+    """What a run waits for that has no worker or no GPU.
 
     Args:
-        workers: How many run.
-        memory: Bytes that a worker reserves.
+        memory: Bytes that a worker reserves; None: it is a GPU that is waited for.
+        labels: Those that its node has to have.
         free: The resources of the cluster that nobody holds.
         there: All of its resources.
     """
-    if workers:
-        return f"Waiting for a GPU: the cluster has {free.get('GPU', 0):g} of {there.get('GPU', 0):g} free."
+    labelled = " labelled " + ", ".join(f"{key}={value}" for key, value in labels.items()) if labels else ""
+    if memory is None:
+        where = f" on a node{labelled}" if labels else ""
+        return f"Waiting for a GPU{where}: the cluster has {free.get('GPU', 0):g} of {there.get('GPU', 0):g} free."
     return (
-        f"Waiting for 1 core and {memory / 1e9:.1f} GB of memory on some node: the cluster has {free.get('CPU', 0):g} "
-        f"of {there.get('CPU', 0):g} cores and {free.get('memory', 0) / 1e9:.1f} of "
+        f"Waiting for 1 core and {memory / 1e9:.1f} GB of memory on some node{labelled}: the cluster has "
+        f"{free.get('CPU', 0):g} of {there.get('CPU', 0):g} cores and {free.get('memory', 0) / 1e9:.1f} of "
         f"{there.get('memory', 0) / 1e9:.1f} GB free."
     )

@@ -190,6 +190,9 @@ class TrainConfig(Model):
     # or AMX. The bundle's network is float32 in any case.
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     xla: bool = False  # compile the step with XLA: gains on GPUs, loses on CPUs
+    # On GPUs, take operations that give the same bits each time. They are slower, and a few do not exist: TensorFlow
+    # then ends the training with an UnimplementedError. CPUs give the same bits in any case.
+    deterministic: bool = True
     max_failures: Annotated[int, Field(ge=-1)] = 2
     # Never dumped, and so neither in a bundle nor beside a checkpoint: a tracking URI may hold a password.
     tracking: Tracking = Field(default=Tracking(), exclude=True, repr=False)

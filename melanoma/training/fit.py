@@ -33,8 +33,8 @@ from melanoma.training.tracking import OnEpoch
 # What may change when a run is resumed: where it runs and where it writes, not what it learns.
 MAY_CHANGE = {
     *("run_name", "catalog", "out", "checkpoints", "leaked_twin"),
-    *("workers", "cpus_per_worker", "use_gpu", "xla", "max_failures", "members", "test_time_flips", "operating_point"),
-    *("licence", "show_images", "half_kernels", "others", "compile"),
+    *("workers", "cpus_per_worker", "use_gpu", "xla", "deterministic", "max_failures", "members", "test_time_flips"),
+    *("operating_point", "licence", "show_images", "half_kernels", "others", "compile"),
 }
 
 

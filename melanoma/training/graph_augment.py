@@ -7,8 +7,8 @@ interpolated once. Pixels are float32 between the operations, and rounded at the
 Chance is drawn outside the graph, for each image from its own seed: a row of uniform numbers, of which each operation
 takes as many as it takes of `random`, in the same order. So a picture does not depend on the batch that it is in, nor
 on how many workers share it; and with the same numbers the operations here and there give nearly the same picture.
-Matrices are computed in float64 and then rounded, for the last bit of a float32 sine or exponential depends on its place in
-the batch: full vectors of a processor are computed by another code than what is left over.
+Matrices are computed in float64 and then rounded, for the last bit of a float32 sine or exponential depends on its
+place in the batch: full vectors of a processor are computed by another code than what is left over.
 """
 
 import itertools
@@ -122,9 +122,8 @@ def _factor(strength: float, draw: Any) -> Any:
 def _matrices(*rows: Sequence[Any]) -> Any:
     """Entries float64 [n], or a number for all, to float64 [n, rows, columns]."""
     count = next(tf.shape(entry) for row in rows for entry in row if tf.is_tensor(entry))
-    return tf.stack(
-        [tf.stack([tf.broadcast_to(tf.cast(entry, tf.float64), count) for entry in row], axis=1) for row in rows], axis=1
-    )
+    full = [[tf.broadcast_to(tf.cast(entry, tf.float64), count) for entry in row] for row in rows]
+    return tf.stack([tf.stack(row, axis=1) for row in full], axis=1)
 
 
 # Moves: from places of the new picture to those of the old, in shares of the side about the centre, float64 [n, 3, 3].

@@ -18,6 +18,7 @@ from melanoma.scoring.run import Outcome, score
 from tests.support.shared_ray import SharedRay
 
 GB = 1e9
+PLACED = ("ShardScorer", "NetworkOnGpu")
 IMAGES = 1200  # half a minute of one worker: Ray Data sees a node within 20 seconds
 
 
@@ -74,14 +75,30 @@ def test_shards_are_cut_for_the_workers_that_are_wished_for(
 
 def test_what_a_run_waits_for_is_said_in_words() -> None:
     there = {"CPU": 4.0, "memory": 8 * GB, "GPU": 1.0}
-    assert waiting.sentence(0, 10**9, {"memory": 0.25 * GB}, there) == (
+    assert waiting.sentence(10**9, {}, {"memory": 0.25 * GB}, there) == (
         "Waiting for 1 core and 1.0 GB of memory on some node: the cluster has 0 of 4 cores and 0.2 of 8.0 GB free."
     )
-    assert waiting.sentence(2, 10**9, {"CPU": 2.0}, there) == "Waiting for a GPU: the cluster has 0 of 1 free."
+    assert waiting.sentence(None, {}, {"CPU": 2.0}, there) == "Waiting for a GPU: the cluster has 0 of 1 free."
+    labels = {"ray.io/node-group": "cpu", "zone": "a"}
+    assert waiting.sentence(10**9, labels, {"CPU": 4.0, "memory": 8 * GB}, there) == (
+        "Waiting for 1 core and 1.0 GB of memory on some node labelled ray.io/node-group=cpu, zone=a: the cluster has "
+        "4 of 4 cores and 8.0 of 8.0 GB free."
+    )
+    assert waiting.sentence(None, {"zone": "b"}, {"GPU": 1.0}, there) == (
+        "Waiting for a GPU on a node labelled zone=b: the cluster has 1 of 1 free."
+    )
+
+
+def test_a_label_is_a_word_and_no_operator_of_ray(tmp_path: Path) -> None:
+    labels = {"ray.io/node-group": "cpu"}
+    assert settings(tmp_path, tmp_path, worker_labels=labels, gpu_labels=labels).worker_labels == labels
+    for value in ("!cpu", "in(cpu,gpu)", "", "-cpu"):
+        with pytest.raises(InputError, match="worker_labels"):
+            settings(tmp_path, tmp_path, worker_labels={"ray.io/node-group": value})
 
 
 def test_a_machine_without_gpus_that_is_no_cluster_gets_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ray_session, "gpus", lambda: 0)
+    monkeypatch.setattr(ray_session, "gpus", lambda labels: 0)
     monkeypatch.setattr(ray_session, "cluster_address", lambda: None)
     with pytest.raises(InputError, match="gpus is 2: this machine has none"):
         pool.gpus_at_first(settings(tmp_path, tmp_path, gpus=2))
@@ -240,6 +257,28 @@ def test_gpus_that_come_later_are_waited_for_and_used(nodes: Any, start: Callabl
     night.until(lambda: night.done > 0)
     nodes.add_node(num_cpus=0, num_gpus=1)
     nodes.remove_node(first, allow_graceful=False)
+    assert night.outcome().record.counts.scored == IMAGES
+    assert_each_once(tmp_path)
+
+
+@pytest.mark.slow
+def test_workers_and_networks_are_on_nodes_of_their_labels_alone(
+    nodes: Any, start: Callable[..., Night], tmp_path: Path
+) -> None:
+    """Decoding on nodes of CPUs, and the network on those of GPUs, whose cores stay free."""
+    nodes.add_node(num_cpus=2, num_gpus=1)  # neither, though it has room for both
+    night = start(
+        batch_size=4, shard_size=4, gpus=1, worker_labels={"kind": "cpu"}, gpu_labels={"ray.io/node-group": "gpu"}
+    )
+    night.until(lambda: any("on some node labelled kind=cpu: the cluster has 2 of 2 cores" in on for on in night.waits))
+    cpu = nodes.add_node(num_cpus=1, num_gpus=1, labels={"kind": "cpu"})
+    night.until(lambda: any("a GPU on a node labelled ray.io/node-group=gpu" in on for on in night.waits))
+    assert night.done == 0
+    gpu = nodes.add_node(num_cpus=2, num_gpus=1, labels={"ray.io/node-group": "gpu"})
+    night.until(lambda: night.done > 0)
+    actors = ray._private.state.actors(actor_state_name="ALIVE").values()
+    found = {name: {a["Address"]["NodeID"] for a in actors if name in a["ActorClassName"]} for name in PLACED}
+    assert found == {"ShardScorer": {cpu.node_id}, "NetworkOnGpu": {gpu.node_id}}
     assert night.outcome().record.counts.scored == IMAGES
     assert_each_once(tmp_path)
 

@@ -32,6 +32,6 @@ def scored_in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_session, "connect", lambda: None)
         patch.setattr(ray_session, "cores", lambda: 1)
-        patch.setattr(ray_session, "gpus", lambda: 0)
+        patch.setattr(ray_session, "gpus", lambda labels: 0)
         patch.setattr(pool, "reports", reports)
         yield

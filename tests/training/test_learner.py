@@ -101,6 +101,39 @@ def test_a_training_keeps_averaged_weights_with_their_statistics(
     assert trained.history[-1]["validation_loss"] == pytest.approx(loss(own), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("devices", "workers", "deterministic", "done"),
+    [
+        (["GPU"], 2, True, ["deterministic", "NCCL"]),
+        (["GPU"], 2, False, ["NCCL"]),
+        (["GPU"], 1, True, ["deterministic"]),
+        (["GPU"], 1, False, []),
+        ([], 2, True, ["AUTO"]),
+    ],
+)
+def test_gpus_exchange_by_nccl_and_are_deterministic_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    devices: list[str],
+    workers: int,
+    deterministic: bool,
+    done: list[str],
+) -> None:
+    """What TensorFlow is asked for: no GPU is here."""
+    asked = []
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: devices)
+    for name in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
+        monkeypatch.setattr(tf.config.threading, name, lambda number: None)
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: asked.append("deterministic"))
+    monkeypatch.setattr(
+        tf.distribute,
+        "MultiWorkerMirroredStrategy",
+        lambda communication_options: asked.append(communication_options.implementation.value),
+    )
+    loop._strategy(settings(tmp_path, deterministic=deterministic), workers, 1)
+    assert asked == done
+
+
 def test_losses_stay_on_the_device_until_the_epoch_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """To take a number off the device is to wait for it. The sum is that of Python's floats, to the last bit."""
     losses = np.random.default_rng(0).random(1000).astype(np.float32)
