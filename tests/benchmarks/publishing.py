@@ -29,8 +29,11 @@ import pyarrow as pa
 
 from melanoma import config, storage, taxonomy
 from melanoma.imaging.errors import TRANSIENT
+from melanoma.model import bundle
 from melanoma.scoring import drift, layout, plan, tables
+from melanoma.scoring import run as driver
 from melanoma.scoring.config import ScoreConfig
+from melanoma.scoring.publish import Run
 from melanoma.scoring.record import RunHeader, RunRecord, Stages
 from melanoma.storage import ObjectInfo
 
@@ -198,27 +201,16 @@ def listing(images: int) -> Iterator[ObjectInfo]:
 
 def publish(out: str) -> dict[str, float]:
     """Publish the run, in this process; returns what it took."""
-    from melanoma.model import bundle
-    from melanoma.scoring.publish import Run
-
     frozen = plan.read(out, RUN)
     assert frozen is not None
     settings = config.load(ScoreConfig, None, archive="s3://archive", out=out, explained=0)
     run = Run(settings, bundle.load(None), frozen, storage.Store(), lambda: None, print)
-    record, took = timed(lambda: driver().publish(run, Stages(), time.monotonic()))
+    record, took = timed(lambda: driver.publish(run, Stages(), time.monotonic()))
     return {"images": record.counts.scored, "alerts": record.counts.alerts, **took}
-
-
-def driver() -> Any:
-    """The driver of a run, with all that it imports."""
-    from melanoma.scoring import run
-
-    return run
 
 
 def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
     """What the work returns, and what it took."""
-    driver()
     imports, began, began_processor = peak_mib(), time.monotonic(), time.process_time()
     found = work()
     return found, {
@@ -314,12 +306,12 @@ def main() -> None:
         end_above(arguments.most_mib)
         print(json.dumps(done(arguments.do, arguments.out, arguments.images[0])))
         return
-    sizes, *earlier = (
-        (QUICK, QUICK_NIGHTS, QUICK_ALERTS_A_NIGHT) if arguments.quick else (arguments.images, NIGHTS, ALERTS_A_NIGHT)
-    )
+    sizes, nights, alerts_a_night = arguments.images, NIGHTS, ALERTS_A_NIGHT
+    if arguments.quick:
+        sizes, nights, alerts_a_night = QUICK, QUICK_NIGHTS, QUICK_ALERTS_A_NIGHT
     with tempfile.TemporaryDirectory() as folder:
         where = Path(arguments.out or folder)
-        rows = list(measured(where, sizes, *earlier, share=arguments.share, most_mib=arguments.most_mib))
+        rows = list(measured(where, sizes, nights, alerts_a_night, arguments.share, arguments.most_mib))
     print(table(rows))
 
 
