@@ -21,7 +21,8 @@ def out(tmp_path: Path) -> str:
     archive = publishing.Archive(seed=0)
     for night in range(3):
         publishing.write_earlier(str(tmp_path), archive, night, 40)
-    publishing.write_night(str(tmp_path), archive, 600)
+    publishing.plan_night(str(tmp_path), 1200)
+    publishing.write_results(str(tmp_path), archive, share_raised=0.5)
     return str(tmp_path)
 
 
@@ -73,14 +74,29 @@ def test_an_earlier_night_without_some_columns_is_compared_with(out: str) -> Non
 
 @pytest.mark.slow
 def test_memory_grows_by_columns_and_not_by_python_rows(tmp_path: Path) -> None:
-    small, large = publishing.measured(tmp_path, sizes=[4_000, 40_000], nights=2, alerts_a_night=1_000)
-    # 2,100 bytes were measured, and 5,000 where every alert was a dict.
-    assert (large["peak_mib"] - small["peak_mib"]) * 2**20 < 3_500 * (large["raised"] - small["raised"])
+    rows = publishing.measured(tmp_path, sizes=[8_000, 80_000], nights=2, alerts_a_night=1_000, share=0.5)
+    small, large = [row["publish"]["peak_mib"] for row in rows]
+    # 2,100 bytes an alert were measured, and 5,000 where every alert was a dict.
+    assert (large - small) * 2**20 < 3_500 * (40_000 - 4_000)
+
+
+def test_what_is_measured_is_what_the_driver_does(tmp_path: Path) -> None:
+    (row,) = publishing.measured(tmp_path, sizes=[300], nights=2, alerts_a_night=20, share=0.05)
+    assert [row[what]["images"] for what in ("plan", "publish", "plan-next")] == [300, 297, 3]
+    assert 0 < row["publish"]["alerts"] < 60
+    assert all(took["peak_mib"] > took["imports_mib"] > 0 for took in (row[what] for what in publishing.WHAT))
+
+
+def test_a_process_of_the_benchmark_that_takes_more_memory_is_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.publishing", "--images", "100", "--most-mib", "20"]
+    ended = subprocess.run([*command, "--out", str(tmp_path), "--do", "plan"], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "More than 20 MiB are taken: ended." in ended.stderr
 
 
 @pytest.mark.slow
 def test_the_benchmark_prints_its_table() -> None:
     command = [sys.executable, "-m", "tests.benchmarks.publishing", "--quick"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert len(printed) == 2 + len(publishing.QUICK)
-    assert [line.split("|")[1].strip() for line in printed[2:]] == [f"{n:,} of {2 * n:,}" for n in publishing.QUICK]
+    first = [[cell.strip() for cell in line.split("|")[1:3]] for line in printed[2:]]
+    assert first == [[what, f"{n:,}"] for what in publishing.WHAT.values() for n in publishing.QUICK]
