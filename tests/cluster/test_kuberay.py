@@ -204,6 +204,12 @@ def test_the_configuration_of_the_night_is_one(overlay: str, built: dict[str, li
         group["groupName"]: group for group in cluster_spec(chosen(built[overlay], "RayCronJob"))["workerGroupSpecs"]
     }
     assert groups.get("gpu", {}).get("maxReplicas", 0) == gpus
+    # Workers and networks find their nodes by the labels of the groups.
+    types = node_types(night_job(built[overlay]))
+    places = {"cpu": config.score.worker_labels, "gpu": config.score.gpu_labels}
+    assert all(places.values())
+    for name in set(types) - {"headgroup"}:
+        assert places[name].items() <= types[name]["labels"].items()
 
 
 def test_only_the_head_of_the_night_has_its_configuration_and_the_secrets_of_delivery(
