@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from melanoma import config as configs
 from melanoma.nightly.config import NightlyConfig
@@ -22,6 +21,7 @@ from tests.support.manifests import (
     chosen,
     cluster_spec,
     faults,
+    node_types,
     pod_templates,
     serve_faults,
 )
@@ -365,13 +365,6 @@ def test_workers_of_the_night_are_on_spot_and_those_of_the_service_are_not(
 
 
 # --- what Ray's autoscaler makes of it -------------------------------------------------------------------------------
-
-
-def node_types(manifest: Manifest) -> Manifest:
-    metadata = {"name": manifest["metadata"]["name"], "namespace": manifest["metadata"]["namespace"]}
-    config = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": cluster_spec(manifest)})
-    types: Manifest = config["available_node_types"]
-    return types
 
 
 def test_the_autoscaler_sees_a_head_without_cores_and_workers_from_none(built: dict[str, list[Manifest]]) -> None:

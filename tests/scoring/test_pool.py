@@ -292,26 +292,3 @@ def test_a_node_without_the_pseudonym_key_is_named(
     monkeypatch.setenv(privacy.KEY, "a key that is the driver's")
     with pytest.raises(MelanomaError, match=r"MELANOMA_PSEUDONYM_KEY is not the driver's on .*, which has none"):
         start().outcome()
-
-
-@pytest.mark.slow
-def test_the_autoscaler_brings_nodes_for_a_run_and_takes_them_away_after(
-    shared_ray: SharedRay, monkeypatch: pytest.MonkeyPatch, start: Callable[..., Night], tmp_path: Path
-) -> None:
-    from tests.support.fake_cloud import autoscaled
-
-    monkeypatch.setattr(waiting, "LOOK_EVERY", 0.5)
-    node = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
-    with shared_ray.set_aside(), autoscaled(tmp_path, {"worker": node}) as address:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        try:
-            record = start(batch_size=1, shard_size=1, workers=8).outcome().record
-            deadline = time.monotonic() + 120
-            while ray.cluster_resources().get("CPU"):
-                assert time.monotonic() < deadline, "the nodes stay"
-                time.sleep(0.5)
-        finally:
-            ray_session.disconnect()
-    assert record.counts.scored == IMAGES
-    assert record.stages.workers == 2
-    assert_each_once(tmp_path)

@@ -18,16 +18,30 @@ _LISTS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_r
 
 
 class FakeCloud(FakeMultiNodeProvider):
-    """Ray's provider of fake nodes as one of `type: external`: its own type needs a file that the wheel lacks."""
+    """Ray's provider of fake nodes as one of `type: external`: its own type needs a file that the wheel lacks.
+
+    It has room for `most` nodes, and brings each `late` seconds after it was asked for.
+    """
+
+    def create_node_with_resources_and_labels(
+        self, node_config: Any, tags: Any, count: int, resources: Any, labels: Any
+    ) -> None:
+        time.sleep(self.provider_config["late"])
+        for _ in range(count):
+            if len(self._nodes) > self.provider_config["most"]:  # the head is one of them
+                raise RuntimeError("InsufficientInstanceCapacity")
+            super().create_node_with_resources_and_labels(node_config, tags, 1, resources, labels)
 
 
 @contextlib.contextmanager
-def autoscaled(folder: Path, node_types: dict[str, Any]) -> Iterator[str]:
+def autoscaled(folder: Path, node_types: dict[str, Any], most: int = 8, late: float = 0.0) -> Iterator[str]:
     """A head without cores, and nodes as they are needed, gone after 6 idle seconds.
 
     Args:
         folder: Where its configuration and what it says are written.
         node_types: As in `available_node_types` of Ray's cluster launcher.
+        most: Nodes that the cloud has room for.
+        late: Seconds that it takes for a node, besides what the node itself does.
 
     Yields:
         Its address.
@@ -39,6 +53,8 @@ def autoscaled(folder: Path, node_types: dict[str, Any]) -> Iterator[str]:
         "module": f"{__name__}.{FakeCloud.__name__}",
         "gcs_address": address,
         "head_node_id": FAKE_HEAD_NODE_ID,
+        "most": most,
+        "late": late,
         **dict.fromkeys(
             ("launch_multiple", "use_node_id_as_ip", "disable_node_updaters", "disable_launch_config_check"), True
         ),

@@ -17,6 +17,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 Manifest = dict[str, Any]
 
@@ -70,6 +71,14 @@ def cluster_spec(manifest: Manifest) -> Manifest:
         if key in spec:
             spec = spec[key]
     return spec
+
+
+def node_types(manifest: Manifest) -> dict[str, Any]:
+    """The types of nodes that Ray's autoscaler makes of the RayCluster of a manifest, by name."""
+    metadata = {"name": manifest["metadata"]["name"], "namespace": manifest["metadata"]["namespace"]}
+    config = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": cluster_spec(manifest)})
+    types: dict[str, Any] = config["available_node_types"]
+    return types
 
 
 def pod_templates(manifest: Any, place: str = "") -> Iterator[tuple[str, Manifest]]:
